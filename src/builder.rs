@@ -1,0 +1,201 @@
+//! Floor 6: how a worker comes to be.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::job::Host;
+use crate::kernel::cgroup::{CgroupTree, Discovery};
+use crate::kernel::log_dir::LogDir;
+use crate::kernel::{process, stdio};
+use crate::model::capabilities::{Capabilities, Rung};
+use crate::model::error::BuildError;
+use crate::model::output::LogFormat;
+use crate::model::settings::{CgroupBase, EnvBase, Settings};
+use crate::reactor::Reactor;
+use crate::worker::Worker;
+
+/// Builds a [`Worker`]. Every setting has a default that suits a host of thousands of jobs.
+///
+/// ```
+/// use std::time::Duration;
+/// use iron_exec::{EnvBase, Worker};
+///
+/// let worker = Worker::builder()
+///     .env_base(EnvBase::Clear)
+///     .confirm_timeout(Duration::from_millis(20))
+///     .build()?;
+/// println!("{:?}", worker.capabilities());
+/// # Ok::<(), iron_exec::BuildError>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Builder {
+    settings: Settings,
+}
+
+impl Builder {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// The directory of the log files. Default: `/tmp`. It must exist.
+    ///
+    /// The worker keeps a lock in `.iron-exec-UID` below it as long as it lives, by which others can tell a live log from a left-over.
+    pub fn log_dir(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.settings.log_dir = directory.into();
+        self
+    }
+
+    /// The format of the logs of commands that do not say. Default: [`LogFormat::Cri`].
+    pub fn log_format(mut self, format: LogFormat) -> Self {
+        self.settings.log_format = format;
+        self
+    }
+
+    /// Where jobs get their cgroups. Default: [`CgroupBase::Auto`].
+    pub fn cgroup_base(mut self, base: CgroupBase) -> Self {
+        self.settings.cgroup_base = base;
+        self
+    }
+
+    /// Starts every job on this rung of the spawn ladder. Default: the best that the machine has.
+    pub fn rung(mut self, rung: Rung) -> Self {
+        self.settings.rung = Some(rung);
+        self
+    }
+
+    /// Whether `start` waits until the program was executed, and so returns "no such program" itself. Default: yes. A dense host says no: then
+    /// nothing waits, and a failure comes as [`Event::StartFailed`](crate::Event::StartFailed).
+    pub fn confirm(mut self, confirm: bool) -> Self {
+        self.settings.confirm = confirm;
+        self
+    }
+
+    /// How long a confirming `start` waits at most; after that the job is `Starting` and the loop goes on waiting. Default: 100 ms.
+    pub fn confirm_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.confirm_timeout = timeout;
+        self
+    }
+
+    /// The environment that jobs start from. Default: the host's.
+    pub fn env_base(mut self, base: EnvBase) -> Self {
+        self.settings.env_base = base;
+        self
+    }
+
+    /// Raises this process's soft limit of open files (RLIMIT_NOFILE) to its hard limit. Jobs keep the limit that was. Default: no.
+    pub fn raise_nofile(mut self, raise: bool) -> Self {
+        self.settings.raise_nofile = raise;
+        self
+    }
+
+    /// The number of unfinished jobs above which `start` refuses. Default: 100,000.
+    pub fn jobs_max(mut self, jobs: usize) -> Self {
+        self.settings.jobs_max = jobs;
+        self
+    }
+
+    /// The number of finished jobs, their end told, whose status is kept; the oldest go first. Default: 10,000.
+    pub fn finished_jobs_max(mut self, jobs: usize) -> Self {
+        self.settings.finished_jobs_max = jobs;
+        self
+    }
+
+    /// The number of log files kept open. The logs of more jobs than that are opened for each write, so that an idle job costs three file
+    /// descriptors. Default: 512.
+    pub fn open_logs_max(mut self, logs: usize) -> Self {
+        self.settings.open_logs_max = logs;
+        self
+    }
+
+    /// Bytes read from one job in one turn, before it is another's. At least 4096. Default: 256 KiB.
+    pub fn read_budget_bytes(mut self, bytes: usize) -> Self {
+        self.settings.read_budget_bytes = bytes.max(4096);
+        self
+    }
+
+    /// Kernel events taken at a time. At least 1. Default: 1024.
+    pub fn poll_events_max(mut self, events: usize) -> Self {
+        self.settings.poll_events_max = events.max(1);
+        self
+    }
+
+    /// The length, in bytes, above which a line is logged in pieces. At least 1. Default: 16 KiB.
+    pub fn line_bytes_max(mut self, bytes: usize) -> Self {
+        self.settings.line_bytes_max = bytes.max(1);
+        self
+    }
+
+    /// How long an unfinished line (a prompt, say) is held back before it is logged as it stands. Default: 100 ms.
+    pub fn line_flush_time(mut self, time: Duration) -> Self {
+        self.settings.line_flush_time = time;
+        self
+    }
+
+    /// How long, after the main process has ended, outputs that processes outside the job's tree hold open may be silent before they are given
+    /// up. Default: 500 ms.
+    pub fn drain_idle_max(mut self, time: Duration) -> Self {
+        self.settings.drain_idle_max = time;
+        self
+    }
+
+    /// How long, after the main process has ended, the rest of the job may take in all. Default: 5 s.
+    pub fn drain_total_max(mut self, time: Duration) -> Self {
+        self.settings.drain_total_max = time;
+        self
+    }
+
+    /// Builds the worker.
+    ///
+    /// # Errors
+    /// If the log directory, the cgroup base or the rung that was asked for cannot be had, or a kernel object of the loop cannot be made. Nothing
+    /// is left then.
+    pub fn build(self) -> Result<Worker, BuildError> {
+        let settings = self.settings;
+        let nofile = if settings.raise_nofile { raise_nofile()? } else { None };
+        let rungs = process::probe_rungs();
+        let rung = choose_rung(&rungs, settings.rung)?;
+        let (cgroups, cgroup_missing) = match CgroupTree::discover(&settings.cgroup_base)? {
+            Discovery::Found(tree) => (Some(tree), None),
+            Discovery::Missing(reason) => (None, Some(reason)),
+        };
+        let capabilities = Capabilities {
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            rung,
+            rungs,
+            cgroup: cgroups.as_ref().map(CgroupTree::report),
+            cgroup_missing,
+            exit_info: process::probe_exit_info(),
+            nofile: getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX),
+        };
+        let null = stdio::open_null().map_err(|source| BuildError::Io { operation: "opening /dev/null", source })?;
+        let log_dir = LogDir::open(&settings.log_dir)?;
+        let reactor = Reactor::new(settings, log_dir, cgroups)?;
+        Ok(Worker::assemble(reactor, Host { rung, null: Arc::new(null), nofile }, capabilities))
+    }
+}
+
+/// The rung asked for, or the best there is.
+pub(crate) fn choose_rung(rungs: &[crate::model::capabilities::RungReport], asked: Option<Rung>) -> Result<Rung, BuildError> {
+    match asked {
+        Some(rung) => match rungs.iter().find(|report| report.rung == rung).and_then(|report| report.missing) {
+            Some(reason) => Err(BuildError::Rung { rung, reason }),
+            None => Ok(rung),
+        },
+        None => Ok(rungs.iter().find(|report| report.missing.is_none()).map_or(Rung::Fork, |report| report.rung)),
+    }
+}
+
+/// Raises the soft limit of open files to the hard one. Returns what it was.
+fn raise_nofile() -> Result<Option<(u64, u64)>, BuildError> {
+    let was = getrlimit(Resource::Nofile);
+    if was.current == was.maximum {
+        return Ok(None);
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: was.maximum, maximum: was.maximum })
+        .map_err(|errno| BuildError::Io { operation: "raising the limit of open files", source: errno.into() })?;
+    let number = |limit: Option<u64>| limit.unwrap_or(u64::MAX);
+    Ok(Some((number(was.current), number(was.maximum))))
+}

@@ -1,0 +1,260 @@
+//! Control groups, version 2: where they are, one for each job.
+
+use std::ffi::{CStr, CString};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::logic::kernel_text;
+use crate::model::capabilities::CgroupReport;
+use crate::model::error::BuildError;
+use crate::model::settings::CgroupBase;
+
+/// The name of our directory at the root of the hierarchy.
+const BASE_NAME: &str = "iron-exec";
+
+/// cgroups nested deeper than this by a job are left to whoever made them.
+const NESTING_MAX: usize = 64;
+
+/// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
+const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
+
+/// The base directory, in which every job gets a directory of its own.
+#[derive(Debug)]
+pub(crate) struct CgroupTree {
+    mount: PathBuf,
+    base: PathBuf,
+    directory: OwnedFd,
+    /// Whether the base is a directory of workers only: made when it is not there, removed by the last one to leave.
+    is_own: bool,
+}
+
+/// What was found: the base, or why there is none.
+#[derive(Debug)]
+pub(crate) enum Discovery {
+    Found(CgroupTree),
+    Missing(String),
+}
+
+impl CgroupTree {
+    /// Finds or makes the base.
+    ///
+    /// # Errors
+    /// If a base was asked for by path and cannot be used. Otherwise a base that cannot be used is one that is missing.
+    pub(crate) fn discover(base: &CgroupBase) -> Result<Discovery, BuildError> {
+        match base {
+            CgroupBase::Off => Ok(Discovery::Missing("cgroups are switched off".to_owned())),
+            CgroupBase::Path(path) => {
+                let failed = |source| BuildError::CgroupBase { path: path.clone(), source };
+                let mount = mounts().map_err(failed)?.into_iter().find(|mount| path.starts_with(mount)).unwrap_or_default();
+                Ok(Discovery::Found(Self::open(mount, path.clone(), false).map_err(failed)?))
+            }
+            CgroupBase::Auto => Ok(match Self::find_base() {
+                Ok((mount, base, is_own)) => match Self::open(mount, base.clone(), is_own) {
+                    Ok(tree) => Discovery::Found(tree),
+                    Err(error) => Discovery::Missing(format!("{} cannot be used: {error}", base.display())),
+                },
+                Err(reason) => Discovery::Missing(reason),
+            }),
+        }
+    }
+
+    /// The mount, the default base, and whether that is ours to make.
+    fn find_base() -> Result<(PathBuf, PathBuf, bool), String> {
+        let unreadable = |error: io::Error| format!("/proc/self cannot be read: {error}");
+        let mountinfo = fs::read("/proc/self/mountinfo").map_err(unreadable)?;
+        let Some(mount) = kernel_text::cgroup2_mounts(&mountinfo).into_iter().find(|mount| !mount.read_only) else {
+            return Err("no writable cgroup2 hierarchy is mounted: mount one with `mount -t cgroup2 none DIRECTORY`".to_owned());
+        };
+        let own = fs::read("/proc/self/cgroup").map_err(unreadable)?;
+        if let Some(own) = kernel_text::own_cgroup(&own).and_then(|own| below_mount(&mount, &own))
+            && is_delegated(&own)
+        {
+            return Ok((mount.mount_point, own, false));
+        }
+        if rustix::process::geteuid().is_root() {
+            let base = mount.mount_point.join(BASE_NAME);
+            return Ok((mount.mount_point, base, true));
+        }
+        Err("our cgroup is not delegated to us: run under `systemd-run --user --scope -p Delegate=yes`, or give a base that we may write".to_owned())
+    }
+
+    fn open(mount: PathBuf, base: PathBuf, is_own: bool) -> io::Result<Self> {
+        let (directory, made) = open_base(&base)?;
+        let is_own = is_own || made;
+        // Linux 5.14 has it; without it a tree could not be killed in one go.
+        match rustix::fs::accessat(&directory, "cgroup.kill", rustix::fs::Access::WRITE_OK, AtFlags::EACCESS) {
+            Ok(()) => Ok(Self { mount, base, directory, is_own }),
+            Err(Errno::NOENT) => Err(io::Error::other("it has no cgroup.kill: Linux 5.14 is needed, and the root of a hierarchy cannot be the base")),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    pub(crate) fn report(&self) -> CgroupReport {
+        let controllers = read_at(self.directory.as_fd(), "cgroup.controllers").unwrap_or_default();
+        CgroupReport { mount: self.mount.clone(), base: self.base.clone(), controllers: kernel_text::words(&controllers) }
+    }
+
+    pub(crate) fn path_of(&self, cgroup: &JobCgroup) -> PathBuf {
+        self.path_named(&cgroup.name)
+    }
+
+    /// The path of the job cgroup of this name, whether or not it is there.
+    pub(crate) fn path_named(&self, name: &str) -> PathBuf {
+        self.base.join(name)
+    }
+
+    /// Makes a job's cgroup.
+    pub(crate) fn make(&mut self, name: &str) -> io::Result<JobCgroup> {
+        match rustix::fs::mkdirat(&self.directory, name, Mode::from_raw_mode(0o755)) {
+            // Another worker, ending, has removed the base that we share.
+            Err(Errno::NOENT) if self.is_own => {
+                (self.directory, _) = open_base(&self.base)?;
+                rustix::fs::mkdirat(&self.directory, name, Mode::from_raw_mode(0o755))?;
+            }
+            other => other?,
+        }
+        Ok(JobCgroup { name: name.into() })
+    }
+
+    /// The job's directory, for clone3.
+    pub(crate) fn open_directory(&self, cgroup: &JobCgroup) -> io::Result<OwnedFd> {
+        Ok(rustix::fs::openat(&self.directory, &*cgroup.name, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+    }
+
+    /// The job's `cgroup.procs`, for a child that writes itself into it.
+    pub(crate) fn open_procs(&self, cgroup: &JobCgroup) -> io::Result<OwnedFd> {
+        Ok(rustix::fs::openat(&self.directory, cgroup.file("cgroup.procs"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?)
+    }
+
+    /// The path of the job's `cgroup.events`.
+    pub(crate) fn events_path(&self, cgroup: &JobCgroup) -> PathBuf {
+        self.base.join(cgroup.file("cgroup.events"))
+    }
+
+    /// Kills every process in the job's cgroup and below, also those being forked at this moment.
+    pub(crate) fn kill(&self, cgroup: &JobCgroup) -> io::Result<()> {
+        let file = rustix::fs::openat(&self.directory, cgroup.file("cgroup.kill"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::io::retry_on_intr(|| rustix::io::write(&file, b"1"))?;
+        Ok(())
+    }
+
+    /// Removes the job's cgroup, and those that the job has made inside it. `false`: processes are left in it.
+    pub(crate) fn remove(&self, cgroup: &JobCgroup) -> io::Result<bool> {
+        match rustix::fs::unlinkat(&self.directory, &*cgroup.name, AtFlags::REMOVEDIR) {
+            // Somebody else has removed it: just as well.
+            Ok(()) | Err(Errno::NOENT) => return Ok(true),
+            Err(Errno::BUSY) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        if self.is_populated(cgroup)? {
+            return Ok(false);
+        }
+        let name = CString::new(&*cgroup.name).map_err(|_| Errno::INVAL)?;
+        remove_nested(self.directory.as_fd(), &name, NESTING_MAX)
+    }
+
+    fn is_populated(&self, cgroup: &JobCgroup) -> io::Result<bool> {
+        match read_at(self.directory.as_fd(), &cgroup.file("cgroup.events")) {
+            Ok(events) => Ok(kernel_text::populated(&events).unwrap_or(true)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Drop for CgroupTree {
+    fn drop(&mut self) {
+        if self.is_own {
+            // EBUSY: other workers have jobs in it; the last one out succeeds.
+            let _ = rustix::fs::rmdir(&self.base);
+        }
+    }
+}
+
+/// A job's own cgroup, by name below the base.
+#[derive(Clone, Debug)]
+pub(crate) struct JobCgroup {
+    name: Box<str>,
+}
+
+impl JobCgroup {
+    fn file(&self, file: &str) -> String {
+        format!("{}/{file}", self.name)
+    }
+}
+
+fn mounts() -> io::Result<Vec<PathBuf>> {
+    let mountinfo = fs::read("/proc/self/mountinfo")?;
+    Ok(kernel_text::cgroup2_mounts(&mountinfo).into_iter().map(|mount| mount.mount_point).collect())
+}
+
+/// Where `own`, a path inside the hierarchy, is to be found below `mount`, which may show only a part of it.
+fn below_mount(mount: &kernel_text::Cgroup2Mount, own: &Path) -> Option<PathBuf> {
+    Some(mount.mount_point.join(own.strip_prefix(&mount.root).ok()?))
+}
+
+/// Whether whoever manages the hierarchy has marked `directory` as handed over, as systemd does.
+fn is_delegated(directory: &Path) -> bool {
+    ["user.delegate", "trusted.delegate"].into_iter().any(|name| {
+        let mut value = [0_u8; 8];
+        matches!(rustix::fs::getxattr(directory, name, &mut value), Ok(1) if value[0] == b'1')
+    })
+}
+
+/// Opens the base, and makes it if it is not there; says whether it did.
+fn open_base(base: &Path) -> io::Result<(OwnedFd, bool)> {
+    let made = match rustix::fs::mkdir(base, Mode::from_raw_mode(0o755)) {
+        Ok(()) => true,
+        Err(Errno::EXIST) => false,
+        // A base that is there but whose parent we may not write answers EACCES or EROFS: opening it tells.
+        Err(_) if base.is_dir() => false,
+        Err(errno) => return Err(errno.into()),
+    };
+    let directory = rustix::fs::open(base, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let system = rustix::fs::fstatfs(&directory)?;
+    if system.f_type as u64 != CGROUP2_SUPER_MAGIC {
+        if made {
+            let _ = rustix::fs::rmdir(base);
+        }
+        return Err(io::Error::other("it is not on a cgroup2 file system"));
+    }
+    Ok((directory, made))
+}
+
+fn read_at(directory: BorrowedFd<'_>, name: &str) -> io::Result<Vec<u8>> {
+    let file = rustix::fs::openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut content = vec![0; 4096];
+    let length = rustix::io::retry_on_intr(|| rustix::io::pread(&file, &mut content[..], 0))?;
+    content.truncate(length);
+    Ok(content)
+}
+
+/// Removes an empty cgroup and the empty ones in it, from the bottom up. `false`: one of them is not empty, or they are nested too deep.
+fn remove_nested(parent: BorrowedFd<'_>, name: &CStr, depth: usize) -> io::Result<bool> {
+    if depth == 0 {
+        return Ok(false);
+    }
+    let directory = match rustix::fs::openat(parent, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(directory) => directory,
+        Err(Errno::NOENT) => return Ok(true),
+        Err(errno) => return Err(errno.into()),
+    };
+    for entry in Dir::read_from(&directory)? {
+        let entry = entry?;
+        let nested = entry.file_name();
+        let is_nested = entry.file_type() == FileType::Directory && nested != c"." && nested != c"..";
+        if is_nested && !remove_nested(directory.as_fd(), nested, depth - 1)? {
+            return Ok(false);
+        }
+    }
+    match rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => Ok(true),
+        Err(Errno::BUSY) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}

@@ -1,0 +1,236 @@
+//! The log directory, and the worker's mark in it: a lock held for life, by which anyone can tell a live log from a left-over.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FlockOperation, Mode as FileMode, OFlags, XattrFlags};
+use rustix::io::Errno;
+use uuid::Uuid;
+
+use crate::model::error::BuildError;
+use crate::model::output::LogFormat;
+
+/// The extended attribute of a log that names its worker and format.
+pub(crate) const MARK_XATTR: &str = "user.iron-exec";
+
+/// Attempts to make the lock when another worker, ending, removes the directory under us.
+const LOCK_TRIES: usize = 16;
+
+/// The name of the directory of locks below a log directory. One for each user: in a directory that others can write, a shared one would belong
+/// to whoever came first, who could then remove the locks of the others.
+pub(crate) fn locks_name(uid: u32) -> String {
+    format!(".iron-exec-{uid}")
+}
+
+/// The name of a worker's lock below the directory of locks.
+pub(crate) fn lock_name(worker: Uuid) -> String {
+    format!("{worker}.lock")
+}
+
+/// The name of the table that stands in for the attribute on file systems without: a line `name mark` for each log.
+pub(crate) fn table_name(worker: Uuid) -> String {
+    format!("{worker}.logs")
+}
+
+/// The mark of a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mark {
+    pub(crate) worker: Uuid,
+    pub(crate) format: LogFormat,
+}
+
+impl Mark {
+    fn encode(self) -> String {
+        let format = match self.format {
+            LogFormat::Cri => "cri",
+            LogFormat::Raw => "raw",
+        };
+        format!("{} {format}", self.worker)
+    }
+
+    pub(crate) fn decode(text: &str) -> Option<Self> {
+        let (worker, format) = text.trim_end().split_once(' ')?;
+        let format = match format {
+            "cri" => LogFormat::Cri,
+            "raw" => LogFormat::Raw,
+            _ => return None,
+        };
+        Some(Self { worker: worker.parse().ok()?, format })
+    }
+}
+
+/// Reads the mark of a log of any worker: the attribute of the open file, or the tables of the directory of locks.
+pub(crate) fn read_mark(log: BorrowedFd<'_>, path: &Path) -> io::Result<Option<Mark>> {
+    let mut value = [0_u8; 128];
+    match rustix::fs::fgetxattr(log, MARK_XATTR, &mut value) {
+        Ok(length) => return Ok(value.get(..length).and_then(|text| std::str::from_utf8(text).ok()).and_then(Mark::decode)),
+        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let (Some(name), Some(locks)) = (path.file_name().and_then(|name| name.to_str()), locks_of(log, path)?) else { return Ok(None) };
+    let entries = match std::fs::read_dir(&locks) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let table = entry?.path();
+        if table.extension() != Some("logs".as_ref()) {
+            continue;
+        }
+        let text = std::fs::read_to_string(table)?;
+        let of_log = |line: &str| line.strip_prefix(name)?.strip_prefix(' ').and_then(Mark::decode);
+        if let Some(mark) = text.lines().find_map(of_log) {
+            return Ok(Some(mark));
+        }
+    }
+    Ok(None)
+}
+
+/// The lock of the worker that writes, or wrote, the log at `path`.
+pub(crate) fn lock_path(log: BorrowedFd<'_>, path: &Path, worker: Uuid) -> io::Result<Option<PathBuf>> {
+    Ok(locks_of(log, path)?.map(|locks| locks.join(lock_name(worker))))
+}
+
+/// Whether somebody holds the lock at `path`.
+pub(crate) fn is_locked(path: &Path) -> io::Result<bool> {
+    let lock = match rustix::fs::open(path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, FileMode::empty()) {
+        Ok(lock) => lock,
+        Err(Errno::NOENT) => return Ok(false),
+        Err(errno) => return Err(errno.into()),
+    };
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(false),
+        Err(Errno::AGAIN) => Ok(true),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// The directory of locks of the user whose log it is.
+fn locks_of(log: BorrowedFd<'_>, path: &Path) -> io::Result<Option<PathBuf>> {
+    let uid = rustix::fs::fstat(log)?.st_uid;
+    Ok(path.parent().map(|directory| directory.join(locks_name(uid))))
+}
+
+/// The log directory of a worker.
+#[derive(Debug)]
+pub(crate) struct LogDir {
+    path: PathBuf,
+    directory: OwnedFd,
+    locks: OwnedFd,
+    lock: OwnedFd,
+    worker: Uuid,
+    table: Option<OwnedFd>,
+}
+
+impl LogDir {
+    /// Opens `path` and takes a lock for this worker in it.
+    pub(crate) fn open(path: &Path) -> Result<Self, BuildError> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source: io::Error| BuildError::LogDir { path, source }
+        };
+        // An absolute path stays right when the host changes its working directory.
+        let path = std::path::absolute(path).map_err(failed(path))?;
+        let directory = rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, FileMode::empty());
+        let directory = directory.map_err(|errno| failed(&path)(errno.into()))?;
+        let worker = Uuid::now_v7();
+        let uid = rustix::process::geteuid().as_raw();
+        let locks_path = path.join(locks_name(uid));
+        for _ in 0..LOCK_TRIES {
+            let locks = open_locks(directory.as_fd(), uid).map_err(failed(&locks_path))?;
+            let stat = rustix::fs::fstat(&locks).map_err(|errno| failed(&locks_path)(errno.into()))?;
+            if stat.st_uid != uid || stat.st_mode & 0o022 != 0 {
+                return Err(BuildError::Untrusted { path: locks_path, uid });
+            }
+            match make_lock(locks.as_fd(), worker) {
+                Ok(lock) => return Ok(Self { path, directory, locks, lock, worker, table: None }),
+                Err(Errno::NOENT) => {}
+                Err(errno) => return Err(failed(&locks_path.join(lock_name(worker)))(errno.into())),
+            }
+        }
+        Err(failed(&locks_path)(io::Error::other("other workers keep removing it")))
+    }
+
+    pub(crate) fn path_of(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Marks a log as this worker's.
+    pub(crate) fn mark(&mut self, log: BorrowedFd<'_>, name: &str, format: LogFormat) -> io::Result<()> {
+        let mark = Mark { worker: self.worker, format }.encode();
+        if self.table.is_none() {
+            match rustix::fs::fsetxattr(log, MARK_XATTR, mark.as_bytes(), XattrFlags::empty()) {
+                Err(Errno::OPNOTSUPP | Errno::PERM | Errno::NOSPC) => {}
+                other => return Ok(other?),
+            }
+        }
+        let table = match self.table.take() {
+            Some(table) => table,
+            None => self.make_table()?,
+        };
+        let table = self.table.insert(table);
+        let line = format!("{name} {mark}\n");
+        rustix::io::retry_on_intr(|| rustix::io::write(&*table, line.as_bytes()))?;
+        Ok(())
+    }
+
+    fn make_table(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.locks, table_name(self.worker), flags, FileMode::from_raw_mode(0o600))?)
+    }
+}
+
+impl AsFd for LogDir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+}
+
+impl Drop for LogDir {
+    fn drop(&mut self) {
+        // Sealed logs need no lock. Whatever is not sealed now is a left-over, lock or not.
+        let _ = rustix::fs::unlinkat(&self.locks, lock_name(self.worker), AtFlags::empty());
+        if self.table.is_some() {
+            let _ = rustix::fs::unlinkat(&self.locks, table_name(self.worker), AtFlags::empty());
+        }
+        // ENOTEMPTY: other workers have theirs; the last one out succeeds.
+        let uid = rustix::process::geteuid().as_raw();
+        let _ = rustix::fs::unlinkat(&self.directory, locks_name(uid), AtFlags::REMOVEDIR);
+        let _ = rustix::fs::flock(&self.lock, FlockOperation::Unlock);
+    }
+}
+
+fn open_locks(directory: BorrowedFd<'_>, uid: u32) -> io::Result<OwnedFd> {
+    let name = locks_name(uid);
+    match rustix::fs::mkdirat(directory, &*name, FileMode::from_raw_mode(0o700)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(directory, &*name, flags, FileMode::empty())?)
+}
+
+fn make_lock(locks: BorrowedFd<'_>, worker: Uuid) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let lock = rustix::fs::openat(locks, lock_name(worker), flags, FileMode::from_raw_mode(0o600))?;
+    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(lock)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_read_as_it_was_written() {
+        for format in [LogFormat::Cri, LogFormat::Raw] {
+            let mark = Mark { worker: Uuid::now_v7(), format };
+            assert_eq!(Mark::decode(&mark.encode()), Some(mark));
+        }
+        for text in ["", "x", "x cri", "00000000-0000-0000-0000-000000000000 tar"] {
+            assert_eq!(Mark::decode(text), None, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! One log file: written in whole records, sealed at its end.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+
+/// Why a batch was not written; the file ends where it ended before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WriteFault {
+    pub(crate) errno: i32,
+}
+
+/// A log file, by name in the log directory. Its descriptor may be closed while the job is idle.
+#[derive(Debug)]
+pub(crate) struct LogFile {
+    name: Box<str>,
+    fd: Option<OwnedFd>,
+    inode: (u64, u64),
+    length: u64,
+}
+
+impl LogFile {
+    /// Makes the file. It must not be there yet: neither a file of somebody else nor a symbolic link is ever written.
+    pub(crate) fn create(directory: BorrowedFd<'_>, name: String) -> io::Result<Self> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(directory, &*name, flags, Mode::from_raw_mode(0o600))?;
+        let stat = rustix::fs::fstat(&fd)?;
+        Ok(Self { name: name.into(), fd: Some(fd), inode: (stat.st_dev, stat.st_ino), length: 0 })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Bytes in the file.
+    pub(crate) fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// The open file; `None` while it is closed for idleness.
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.fd.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Closes the descriptor; the next write opens it again.
+    pub(crate) fn close(&mut self) {
+        self.fd = None;
+    }
+
+    /// Appends whole records, all or none: what a failing write has left of them is cut off again.
+    pub(crate) fn append(&mut self, directory: BorrowedFd<'_>, records: &[u8]) -> Result<(), WriteFault> {
+        let fault = |errno: Errno| WriteFault { errno: errno.raw_os_error() };
+        let fd = match self.fd.take() {
+            Some(fd) => fd,
+            None => self.open(directory, OFlags::WRONLY | OFlags::APPEND).map_err(fault)?,
+        };
+        let fd = self.fd.insert(fd);
+        let mut rest = records;
+        while !rest.is_empty() {
+            match rustix::io::write(&*fd, rest) {
+                Ok(0) => return Err(fault(cut_back(fd, self.length, Errno::IO))),
+                Ok(written) => rest = rest.get(written..).unwrap_or_default(),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(fault(cut_back(fd, self.length, errno))),
+            }
+        }
+        self.length += records.len() as u64;
+        Ok(())
+    }
+
+    /// Clears the write bits: the sign, for everybody, that nothing more will come. (A watcher sees IN_ATTRIB.)
+    pub(crate) fn seal(&mut self, directory: BorrowedFd<'_>) -> io::Result<()> {
+        let fd = match self.fd.take() {
+            Some(fd) => fd,
+            None => self.open(directory, OFlags::RDONLY)?,
+        };
+        Ok(rustix::fs::fchmod(&fd, Mode::from_raw_mode(0o400))?)
+    }
+
+    /// Deletes the file: its job never ran.
+    pub(crate) fn delete(&mut self, directory: BorrowedFd<'_>) -> io::Result<()> {
+        self.fd = None;
+        self.open(directory, OFlags::PATH)?;
+        Ok(rustix::fs::unlinkat(directory, &*self.name, AtFlags::empty())?)
+    }
+
+    /// Opens the file for a reader.
+    pub(crate) fn open_reader(&self, directory: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+        Ok(self.open(directory, OFlags::RDONLY)?)
+    }
+
+    /// Opens the file and makes sure that it is still the one that was made.
+    fn open(&self, directory: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let fd = rustix::fs::openat(directory, &*self.name, flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
+        let stat = rustix::fs::fstat(&fd)?;
+        // ESTALE: somebody has put another file in its place.
+        if (stat.st_dev, stat.st_ino) == self.inode { Ok(fd) } else { Err(Errno::STALE) }
+    }
+}
+
+/// Cuts the file back to `length`, so that no torn record stays; returns `errno`.
+fn cut_back(fd: &OwnedFd, length: u64, errno: Errno) -> Errno {
+    // If even that fails, readers skip the torn record.
+    let _ = rustix::io::retry_on_intr(|| rustix::fs::ftruncate(fd, length));
+    errno
+}

@@ -1,0 +1,340 @@
+//! One process: made, watched by its pidfd, signalled, reaped.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use iron_exec_sys::spawn::{self, Cgroup, ChildSetup, ChildStep, ParentStep, Report};
+use iron_exec_sys::wait::{self, Ended, Mode};
+use iron_exec_sys::{ExecImage, pidfd};
+use rustix::io::Errno;
+use rustix::process::PidfdFlags;
+
+use crate::model::capabilities::{Rung, RungReport};
+use crate::model::command::{Command, Resource};
+use crate::model::error::{StartFailure, Step};
+use crate::model::settings::EnvBase;
+use crate::model::signal::Signal;
+use crate::model::status::{Exit, ResourceUsage};
+
+/// Where execvp(3) looks when there is no PATH.
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
+
+/// The main process of a job, from its clone to its reap.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pid: i32,
+    pidfd: OwnedFd,
+    report: Option<OwnedFd>,
+    reaped: bool,
+}
+
+/// What the child has reported about its start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Pending,
+    Executed,
+    Failed(StartFailure),
+}
+
+/// How a process ended, and what it used if that is known.
+pub(crate) type Ending = (Exit, Option<ResourceUsage>);
+
+/// A program on its way into a process: the exec image, and what a failure report needs to be understood.
+#[derive(Debug)]
+pub(crate) struct Launch {
+    image: ExecImage,
+    program: OsString,
+    cwd: Option<PathBuf>,
+}
+
+impl Launch {
+    /// Lays out everything that the child needs; every allocation is made here.
+    pub(crate) fn new(command: &Command, base: EnvBase) -> Result<Self, StartFailure> {
+        let env = environment(command, base);
+        let path = env.iter().find(|(key, _)| key == "PATH").map_or(OsStr::new(DEFAULT_PATH), |(_, value)| value.as_os_str());
+        let image = ExecImage::new(
+            &command.program,
+            command.args.iter().map(OsString::as_os_str),
+            env.iter().map(|(key, value)| (key.as_os_str(), value.as_os_str())),
+            path,
+            command.cwd.as_ref().map(|cwd| cwd.as_os_str()),
+        );
+        // The command was checked for NUL bytes, and the host's environment cannot have any.
+        let image = image.map_err(|_| StartFailure::new(Step::Exec, None, &Errno::INVAL.into()))?;
+        Ok(Self { image, program: command.program.clone(), cwd: command.cwd.clone() })
+    }
+
+    /// Makes the process.
+    pub(crate) fn spawn(
+        &self,
+        command: &Command,
+        rung: Rung,
+        stdio: [(BorrowedFd<'_>, i32); 3],
+        cgroup: Option<(BorrowedFd<'_>, &Path)>,
+        nofile: Option<(u64, u64)>,
+    ) -> Result<Process, StartFailure> {
+        let mut fds = Vec::with_capacity(3 + command.fds.len());
+        fds.extend_from_slice(&stdio);
+        fds.extend(command.fds.iter().map(|(number, fd)| (fd.as_fd(), *number)));
+        // The command's own limits come last, so that they win.
+        let host_nofile = nofile.map(|(soft, hard)| (Resource::Nofile, soft, hard));
+        let rlimits = host_nofile.iter().chain(&command.rlimits);
+        let rlimits: Vec<_> = rlimits.map(|(resource, soft, hard)| (rlimit_number(*resource), *soft, *hard)).collect();
+        // A job of another user does not keep the host's groups, unless it may not drop them: then it is no other user's.
+        let drop_groups = command.uid.is_some() && rustix::process::geteuid().is_root();
+        let setup = ChildSetup {
+            fds: &fds,
+            rlimits: &rlimits,
+            umask: command.umask,
+            nice: command.nice,
+            oom_score_adj: command.oom_score_adj,
+            groups: command.groups.as_deref().or(drop_groups.then_some(&[])),
+            gid: command.gid,
+            uid: command.uid,
+            no_new_privs: command.no_new_privs,
+        };
+        let place = cgroup.map(|(fd, _)| match rung {
+            Rung::ForkLike => Cgroup::Directory(fd),
+            Rung::Fork => Cgroup::Procs(fd),
+        });
+        match spawn::spawn(sys_rung(rung), &self.image, &setup, place) {
+            Ok(spawned) => Ok(Process { pid: spawned.pid, pidfd: spawned.pidfd, report: Some(spawned.report), reaped: false }),
+            Err(error) => {
+                let (step, path) = match error.step {
+                    ParentStep::Report => (Step::Pipe, None),
+                    ParentStep::Clone => (Step::Clone, None),
+                    ParentStep::Cgroup => (Step::Cgroup, cgroup.map(|(_, path)| path)),
+                    ParentStep::Pidfd => (Step::Watch, None),
+                };
+                Err(StartFailure::new(step, path, &error.source))
+            }
+        }
+    }
+
+    /// Reads what the child has reported. Never blocks.
+    pub(crate) fn outcome(&self, process: &Process, cgroup: Option<&Path>) -> Outcome {
+        let Some(link) = &process.report else { return Outcome::Executed };
+        match spawn::read_report(link.as_fd()) {
+            Ok(Report::Pending) => Outcome::Pending,
+            Ok(Report::Closed) => Outcome::Executed,
+            Ok(Report::Failed { step, errno, index }) => Outcome::Failed(self.failure(step, errno, index, cgroup)),
+            Err(error) => Outcome::Failed(StartFailure::new(Step::Exec, None, &error)),
+        }
+    }
+
+    fn failure(&self, step: ChildStep, errno: i32, index: u32, cgroup: Option<&Path>) -> StartFailure {
+        let candidate = || self.image.candidate(index).map(Path::new);
+        let (step, path) = match step {
+            ChildStep::Cgroup => (Step::Cgroup, cgroup),
+            ChildStep::Dup => (Step::Dup, None),
+            ChildStep::CloseFds => (Step::CloseFds, None),
+            ChildStep::Setsid => (Step::Setsid, None),
+            ChildStep::Rlimit => (Step::Rlimit, None),
+            ChildStep::Nice => (Step::Nice, None),
+            ChildStep::OomScoreAdj => (Step::OomScoreAdj, Some(Path::new("/proc/self/oom_score_adj"))),
+            ChildStep::Setgroups => (Step::Setgroups, None),
+            ChildStep::Setgid => (Step::Setgid, None),
+            ChildStep::Setuid => (Step::Setuid, None),
+            ChildStep::Chdir => (Step::Chdir, self.cwd.as_deref()),
+            ChildStep::NoNewPrivs => (Step::NoNewPrivs, None),
+            ChildStep::Signals => (Step::Signals, None),
+            // Found nowhere: no candidate is more to blame than another.
+            ChildStep::Exec if errno == Errno::NOENT.raw_os_error() => (Step::Exec, Some(Path::new(&self.program))),
+            ChildStep::Exec => (Step::Exec, candidate()),
+            ChildStep::Interpreter => (Step::Interpreter, candidate()),
+        };
+        StartFailure { step, path: path.map(Path::to_owned), errno }
+    }
+}
+
+impl Process {
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// The link on which the child reports, until its start is decided.
+    pub(crate) fn report(&self) -> Option<BorrowedFd<'_>> {
+        self.report.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Closes the link: the start is decided.
+    pub(crate) fn close_report(&mut self) {
+        self.report = None;
+    }
+
+    pub(crate) fn is_reaped(&self) -> bool {
+        self.reaped
+    }
+
+    /// How it ended; `None` while it runs. The zombie stays, so that its process group can still be signalled.
+    pub(crate) fn peek(&mut self) -> io::Result<Option<Ending>> {
+        self.wait(Mode::Peek)
+    }
+
+    /// How it ended; `None` while it runs. Its process id is free after that.
+    pub(crate) fn reap(&mut self) -> io::Result<Option<Ending>> {
+        let ending = self.wait(Mode::Reap)?;
+        self.reaped |= ending.is_some();
+        Ok(ending)
+    }
+
+    fn wait(&mut self, mode: Mode) -> io::Result<Option<Ending>> {
+        match wait::wait(self.pidfd(), mode) {
+            Ok(ended) => Ok(ended.map(|(ended, usage)| (exit(ended), Some(resource_usage(&usage))))),
+            Err(error) if error.raw_os_error() == Some(Errno::CHILD.raw_os_error()) => {
+                self.reaped = true;
+                self.stolen()
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Somebody else has reaped it, or the host ignores SIGCHLD. The kernel may still know.
+    fn stolen(&self) -> io::Result<Option<Ending>> {
+        match pidfd::exit_info(self.pidfd()) {
+            Ok(Some(ended)) => Ok(Some((exit(ended), None))),
+            // It is being reaped at this moment; the pidfd speaks up again (EPOLLHUP) when that is done.
+            Ok(None) => Ok(None),
+            Err(_) => Ok(Some((Exit::Unknown, None))),
+        }
+    }
+
+    /// Sends a signal to the process; it can never hit another one.
+    pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
+        iron_exec_sys::signal::send(self.pidfd(), signal.number())
+    }
+
+    /// Sends a signal to its process group; does nothing once it is reaped, when the group's id may be somebody else's.
+    pub(crate) fn signal_group(&self, signal: Signal) -> io::Result<()> {
+        if self.reaped {
+            return Ok(());
+        }
+        let is_gone = |error: &io::Error| error.raw_os_error() == Some(Errno::SRCH.raw_os_error());
+        match iron_exec_sys::signal::send_to_group(self.pid, signal.number()) {
+            // Before its setsid it has no group of its own: the process itself is all there is.
+            Err(error) if is_gone(&error) => match self.signal(signal) {
+                Err(error) if is_gone(&error) => Ok(()),
+                other => other,
+            },
+            other => other,
+        }
+    }
+}
+
+/// Which rungs can be had here.
+pub(crate) fn probe_rungs() -> Vec<RungReport> {
+    Rung::ALL
+        .into_iter()
+        .map(|rung| {
+            let missing = spawn::probe(sys_rung(rung)).err().map(|error| match error.raw_os_error().map(Errno::from_raw_os_error) {
+                Some(Errno::NOSYS) => "clone3 is missing: Linux 5.7 is needed, or a seccomp filter answers ENOSYS",
+                Some(Errno::PERM) => "a seccomp filter refuses clone3 with EPERM: use a newer container host",
+                Some(Errno::TOOBIG) => "clone3 does not know CLONE_INTO_CGROUP: Linux 5.7 is needed",
+                _ => "clone3 is refused",
+            });
+            RungReport { rung, missing }
+        })
+        .collect()
+}
+
+/// Whether the kernel tells how a process ended that somebody else has reaped.
+pub(crate) fn probe_exit_info() -> bool {
+    rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).is_ok_and(|own| pidfd::exit_info(own.as_fd()).is_ok())
+}
+
+fn sys_rung(rung: Rung) -> spawn::Rung {
+    match rung {
+        Rung::ForkLike => spawn::Rung::ForkLike,
+        Rung::Fork => spawn::Rung::Fork,
+    }
+}
+
+fn exit(ended: Ended) -> Exit {
+    match ended {
+        Ended::Exited(code) => Exit::Code(code),
+        Ended::Signaled { signal, core_dumped } => match Signal::new(signal) {
+            Some(signal) => Exit::Signal { signal, core_dumped },
+            None => Exit::Unknown,
+        },
+    }
+}
+
+fn resource_usage(usage: &wait::Rusage) -> ResourceUsage {
+    const BLOCK_BYTES: u64 = 512;
+    ResourceUsage {
+        user: usage.user,
+        system: usage.system,
+        max_rss_bytes: usage.max_rss_kib.saturating_mul(1024),
+        minor_faults: usage.minor_faults,
+        major_faults: usage.major_faults,
+        read_bytes: usage.blocks_in.saturating_mul(BLOCK_BYTES),
+        write_bytes: usage.blocks_out.saturating_mul(BLOCK_BYTES),
+        voluntary_switches: usage.voluntary_switches,
+        involuntary_switches: usage.involuntary_switches,
+    }
+}
+
+/// The RLIMIT_ number, the same on x86-64 and AArch64 (asm-generic/resource.h).
+fn rlimit_number(resource: Resource) -> u32 {
+    match resource {
+        Resource::Cpu => 0,
+        Resource::Fsize => 1,
+        Resource::Data => 2,
+        Resource::Stack => 3,
+        Resource::Core => 4,
+        Resource::Rss => 5,
+        Resource::Nproc => 6,
+        Resource::Nofile => 7,
+        Resource::Memlock => 8,
+        Resource::As => 9,
+        Resource::Locks => 10,
+        Resource::Sigpending => 11,
+        Resource::Msgqueue => 12,
+        Resource::Nice => 13,
+        Resource::Rtprio => 14,
+        Resource::Rttime => 15,
+    }
+}
+
+/// The environment that the job gets.
+fn environment(command: &Command, base: EnvBase) -> Vec<(OsString, OsString)> {
+    let inherit = base == EnvBase::Inherit && !command.env_clear;
+    let mut env: Vec<(OsString, OsString)> = if inherit { std::env::vars_os().collect() } else { Vec::new() };
+    for (key, value) in &command.env_changes {
+        let place = env.iter().position(|(existing, _)| existing == key);
+        match (value, place) {
+            (Some(value), Some(place)) => env[place].1.clone_from(value),
+            (Some(value), None) => env.push((key.clone(), value.clone())),
+            (None, Some(place)) => drop(env.remove(place)),
+            (None, None) => {}
+        }
+    }
+    env
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(env: &[(OsString, OsString)]) -> Vec<(&str, &str)> {
+        env.iter().map(|(key, value)| (key.to_str().unwrap(), value.to_str().unwrap())).collect()
+    }
+
+    #[test]
+    fn later_words_about_a_variable_win() {
+        let command = Command::new("x").env("A", "1").env("B", "2").env("A", "3").env_remove("B");
+        assert_eq!(pairs(&environment(&command, EnvBase::Clear)), [("A", "3")]);
+    }
+
+    #[test]
+    fn a_cleared_environment_holds_what_was_set_after() {
+        let command = Command::new("x").env("A", "1").env_clear().env("B", "2");
+        assert_eq!(pairs(&environment(&command, EnvBase::Inherit)), [("B", "2")]);
+    }
+}

@@ -1,0 +1,132 @@
+//! Descriptors 0, 1 and 2 of a job: null device, pipes, bytes from memory.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{MemfdFlags, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
+
+use crate::model::command::Stdin;
+use crate::model::output::Capture;
+
+/// A descriptor for the child: shared with somebody, made for it, or the host's own.
+#[derive(Debug)]
+pub(crate) enum ChildEnd {
+    Made(OwnedFd),
+    Shared(Arc<OwnedFd>),
+}
+
+impl AsFd for ChildEnd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            ChildEnd::Made(fd) => fd.as_fd(),
+            ChildEnd::Shared(fd) => fd.as_fd(),
+        }
+    }
+}
+
+/// The three descriptors as the child gets them, and our ends of the pipes among them.
+#[derive(Debug)]
+pub(crate) struct Stdio {
+    stdin: ChildEnd,
+    stdout: ChildEnd,
+    /// `None`: the same as stdout.
+    stderr: Option<ChildEnd>,
+    /// The end to write the job's stdin to.
+    pub(crate) to_stdin: Option<OwnedFd>,
+    /// The ends to read its outputs from; non-blocking if the loop reads them.
+    pub(crate) from: [Option<OwnedFd>; 2],
+}
+
+impl Stdio {
+    /// Makes what `stdin` and `capture` ask for.
+    pub(crate) fn new(stdin: &Stdin, capture: Capture, null: &Arc<OwnedFd>) -> io::Result<Self> {
+        let (stdin, to_stdin) = match stdin {
+            Stdin::Null => (ChildEnd::Shared(Arc::clone(null)), None),
+            Stdin::Bytes(bytes) => (ChildEnd::Made(memory_file(bytes)?), None),
+            Stdin::File(file) => (ChildEnd::Shared(Arc::clone(file)), None),
+            Stdin::Inherit => (ChildEnd::Made(duplicate(rustix::stdio::stdin())?), None),
+            Stdin::Piped => {
+                let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+                (ChildEnd::Made(read), Some(write))
+            }
+        };
+        let null = || ChildEnd::Shared(Arc::clone(null));
+        let (stdout, stderr, from) = match capture {
+            Capture::Split => {
+                let (out_read, out_write) = captured_pipe()?;
+                let (err_read, err_write) = captured_pipe()?;
+                (ChildEnd::Made(out_write), Some(ChildEnd::Made(err_write)), [Some(out_read), Some(err_read)])
+            }
+            Capture::Merged => {
+                let (read, write) = captured_pipe()?;
+                (ChildEnd::Made(write), None, [Some(read), None])
+            }
+            Capture::Inherit => {
+                let stdout = duplicate(rustix::stdio::stdout())?;
+                (ChildEnd::Made(stdout), Some(ChildEnd::Made(duplicate(rustix::stdio::stderr())?)), [None, None])
+            }
+            Capture::Piped => {
+                let (out_read, out_write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+                let (err_read, err_write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+                (ChildEnd::Made(out_write), Some(ChildEnd::Made(err_write)), [Some(out_read), Some(err_read)])
+            }
+            Capture::Discard => (null(), None, [None, None]),
+        };
+        Ok(Self { stdin, stdout, stderr, to_stdin, from })
+    }
+
+    /// The descriptors and their numbers in the child.
+    pub(crate) fn child_ends(&self) -> [(BorrowedFd<'_>, i32); 3] {
+        [(self.stdin.as_fd(), 0), (self.stdout.as_fd(), 1), (self.stderr.as_ref().unwrap_or(&self.stdout).as_fd(), 2)]
+    }
+}
+
+/// `/dev/null`, open for reading and writing.
+pub(crate) fn open_null() -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// A pipe whose read end does not block. The write end does: a job that writes faster than we read waits, as every program expects.
+fn captured_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&read, true)?;
+    Ok((read, write))
+}
+
+fn duplicate(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    Ok(rustix::io::fcntl_dupfd_cloexec(fd, 3)?)
+}
+
+/// A file in memory that holds `bytes`, to be read from its start.
+fn memory_file(bytes: &[u8]) -> io::Result<OwnedFd> {
+    let mut file = File::from(rustix::fs::memfd_create(c"iron-exec-stdin", MemfdFlags::CLOEXEC)?);
+    file.write_all(bytes)?;
+    rustix::fs::seek(&file, SeekFrom::Start(0))?;
+    Ok(file.into())
+}
+
+/// What one read of an output gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReadOutcome {
+    /// So many bytes.
+    Bytes(usize),
+    /// Nothing now; more may come.
+    WouldBlock,
+    /// The end: nobody holds the write end any more.
+    End,
+}
+
+/// Reads from an output pipe.
+pub(crate) fn read_output(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<ReadOutcome> {
+    match rustix::io::retry_on_intr(|| rustix::io::read(fd, &mut *buffer)) {
+        Ok(0) => Ok(ReadOutcome::End),
+        Ok(count) => Ok(ReadOutcome::Bytes(count)),
+        Err(Errno::AGAIN) => Ok(ReadOutcome::WouldBlock),
+        Err(errno) => Err(errno.into()),
+    }
+}
+

@@ -1,0 +1,87 @@
+//! Runs other programs, on Linux, from one thread.
+//!
+//! A [`Worker`] is an event loop over epoll and pidfd. It starts processes straight into their cgroup, watches them by pidfd, writes their output
+//! line by line to log files, streams those logs live, and stops whole process trees. There are no helper threads, no SIGCHLD handler and no
+//! global state behind it: a host that runs ten thousand jobs pays for ten thousand processes and nothing else.
+//!
+//! ```
+//! use iron_exec::{Command, Event, Events, Worker};
+//!
+//! let mut worker = Worker::new()?;
+//! let job = worker.start(Command::new("sh").args(["-c", "echo hello; exit 3"]))?;
+//!
+//! let mut events = Events::new();
+//! while !worker.query(job)?.is_finished() {
+//!     worker.turn(&mut events, None)?; // one turn of the loop; never spawns a thread
+//!     for event in events.drain() {
+//!         if let Event::Finished { job, exit } = event {
+//!             println!("{job} ended: {exit:?}");
+//!         }
+//!     }
+//! }
+//! assert_eq!(worker.query(job)?.exit_code, 3);
+//! # std::fs::remove_file(worker.query(job)?.log.unwrap())?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Where to go on
+//!
+//! - [`Command`]: everything about the process to be. [`Builder`]: everything about the worker.
+//! - [`Worker::run_job`], [`Worker::wait`], [`Worker::follow`] for simple programs; [`Worker::turn`] and [`Events`] for hosts of many jobs.
+//! - [`LogStream`]: a job's exact output while it runs; [`LogReader`]: a log file from another process, or long after.
+//! - [`Worker`] is [`AsFd`](std::os::fd::AsFd): put it into the loop that you have.
+//! - [`framing`]: the line splitter and the log format by themselves.
+//!
+//! # What it does not do
+//!
+//! No sandbox (namespaces, images, seccomp profiles), no daemon, no restarts, no scheduling. The user id is the boundary: a job that runs with the
+//! host's uid can do what the host can. Without a cgroup, descendants that call setsid(2) escape a stop.
+//!
+//! # Map of the code, by floor
+//!
+//! A module uses only what lies below it.
+//!
+//! | floor | module | what lives there |
+//! |---|---|---|
+//! | 6 | `worker`, `builder` | the public face |
+//! | 5 | `reactor` | wait, dispatch, deadlines |
+//! | 4 | `job`, `table`, `log_reader` | one job put together; where jobs are kept; a log from outside |
+//! | 3 | `kernel` | one kernel object per file: process, cgroup, log file, inotify … |
+//! | 2 | `logic` | no clock, no descriptor: lifecycle, line splitter, record codec, deadlines |
+//! | 1 | `model` | plain values: what is asked, what is answered, what went wrong |
+//! | 0 | crate `iron-exec-sys` | raw kernel calls; all unsafe code |
+
+#![cfg(target_os = "linux")]
+#![forbid(unsafe_code)]
+
+mod builder;
+mod job;
+mod kernel;
+mod log_reader;
+mod logic;
+mod model;
+mod reactor;
+mod table;
+mod worker;
+
+pub use builder::Builder;
+pub use kernel::stream::LogStream;
+pub use log_reader::LogReader;
+pub use model::capabilities::{Capabilities, CgroupReport, Rung, RungReport};
+pub use model::command::{Command, Resource, TreePolicy};
+pub use model::error::{BuildError, CommandError, JobError, RunError, StartError, StartFailure, Step, StreamError, TurnError};
+pub use model::event::{Event, Events};
+pub use model::id::{JobId, OwnerId};
+pub use model::output::{Capture, LogFormat, OutputStream, Record, StreamSelect, Timestamp};
+pub use model::settings::{CgroupBase, EnvBase};
+pub use model::signal::{Signal, UnknownSignal};
+pub use model::status::{Exit, JobState, OutputCount, ResourceUsage, Status, StopReason};
+pub use worker::{Follow, OwnedJobs, ProcessRunner, Worker};
+
+/// The framing of logs by itself: lines out of a stream of bytes, and the CRI format.
+///
+/// Neither knows of a file or a clock: bytes in, bytes out. Both take hostile input; both are fuzzed.
+pub mod framing {
+    pub use crate::logic::cri;
+    pub use crate::logic::lines::{Ending, LineSplitter, Piece};
+}

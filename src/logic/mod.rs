@@ -1,0 +1,9 @@
+//! Floor 2: logic without I/O. No clock, no descriptor: time is an argument, bytes come in and go out.
+
+pub mod cri;
+pub(crate) mod deadlines;
+pub(crate) mod kernel_text;
+pub(crate) mod lifecycle;
+pub(crate) mod lines;
+pub(crate) mod names;
+pub(crate) mod token;

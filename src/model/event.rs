@@ -1,0 +1,136 @@
+//! What the loop tells its caller.
+
+use crate::model::error::StartFailure;
+use crate::model::id::JobId;
+use crate::model::status::Exit;
+
+/// Something that happened to a job. For one job they come in the order of this list; each at most once, but for `LogReady` and `LogFault`.
+///
+/// Every job whose id `start` returned ends with exactly one `StartFailed` or `Finished`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// The program was executed.
+    Started {
+        /// The job.
+        job: JobId,
+    },
+    /// The program was not executed; the job has failed.
+    StartFailed {
+        /// The job.
+        job: JobId,
+        /// Which step failed, and why.
+        failure: StartFailure,
+    },
+    /// A reader of the job's log that had come to its end has more to read now, or the log has ended. Comes only to jobs with a
+    /// [`LogStream`](crate::LogStream), and only after that has answered "not yet".
+    LogReady {
+        /// The job.
+        job: JobId,
+    },
+    /// The job's log could not be written; bytes were dropped, the job goes on. Reported once per run of failures.
+    LogFault {
+        /// The job.
+        job: JobId,
+        /// The error number, for instance ENOSPC.
+        errno: i32,
+    },
+    /// The main process has ended. The last of its output may still be on its way into the log.
+    Exited {
+        /// The job.
+        job: JobId,
+        /// How it ended.
+        exit: Exit,
+    },
+    /// All over: every byte is in the log, the process tree is gone, the cgroup is removed.
+    Finished {
+        /// The job.
+        job: JobId,
+        /// How the main process ended.
+        exit: Exit,
+    },
+}
+
+impl Event {
+    /// The job it is about.
+    pub fn job(&self) -> JobId {
+        match self {
+            Event::Started { job }
+            | Event::StartFailed { job, .. }
+            | Event::LogReady { job }
+            | Event::LogFault { job, .. }
+            | Event::Exited { job, .. }
+            | Event::Finished { job, .. } => *job,
+        }
+    }
+}
+
+/// A buffer that [`Worker::turn`](crate::Worker::turn) fills. Made once and used again: no allocation per turn.
+#[derive(Debug)]
+pub struct Events {
+    list: Vec<Event>,
+    capacity: usize,
+}
+
+/// Events delivered by one turn, unless [`Events::with_capacity`] says otherwise.
+const EVENTS_CAPACITY: usize = 1024;
+
+impl Events {
+    /// A buffer of 1024 events.
+    pub fn new() -> Self {
+        Self::with_capacity(EVENTS_CAPACITY)
+    }
+
+    /// A buffer of `capacity` events, at least 1. What does not fit in one turn comes with the next; nothing is lost.
+    pub fn with_capacity(capacity: usize) -> Self {
+        let capacity = capacity.max(1);
+        Self { list: Vec::with_capacity(capacity), capacity }
+    }
+
+    /// Takes the events out, oldest first.
+    pub fn drain(&mut self) -> impl Iterator<Item = Event> {
+        self.list.drain(..)
+    }
+
+    /// Looks at the events, oldest first.
+    pub fn iter(&self) -> std::slice::Iter<'_, Event> {
+        self.list.iter()
+    }
+
+    /// The number of events.
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.list.clear();
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.list.len() >= self.capacity
+    }
+
+    pub(crate) fn push(&mut self, event: Event) {
+        self.list.push(event);
+    }
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<'a> IntoIterator for &'a Events {
+    type Item = &'a Event;
+    type IntoIter = std::slice::Iter<'a, Event>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}

@@ -1,0 +1,11 @@
+//! Floor 1: plain values. What is asked, what is answered, what went wrong.
+
+pub(crate) mod capabilities;
+pub(crate) mod command;
+pub(crate) mod error;
+pub(crate) mod event;
+pub(crate) mod id;
+pub(crate) mod output;
+pub(crate) mod settings;
+pub(crate) mod signal;
+pub(crate) mod status;

@@ -1,0 +1,77 @@
+//! What a worker is built with.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::model::capabilities::Rung;
+use crate::model::output::LogFormat;
+
+/// The environment that jobs start from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EnvBase {
+    /// The host's, as it is at the start of the job.
+    #[default]
+    Inherit,
+    /// An empty one. For hosts whose environment holds secrets.
+    Clear,
+}
+
+/// Where jobs get their cgroups.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CgroupBase {
+    /// Our own cgroup if it is delegated to us (the `user.delegate` or `trusted.delegate` attribute), else `iron-exec` below the root of the
+    /// hierarchy if we are root, else none.
+    #[default]
+    Auto,
+    /// This directory of a cgroup2 mount; made if it is not there.
+    Path(PathBuf),
+    /// None: jobs run without cgroups.
+    Off,
+}
+
+/// Every setting of a worker, with its unit.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) log_dir: PathBuf,
+    pub(crate) log_format: LogFormat,
+    pub(crate) cgroup_base: CgroupBase,
+    pub(crate) rung: Option<Rung>,
+    pub(crate) confirm: bool,
+    pub(crate) confirm_timeout: Duration,
+    pub(crate) env_base: EnvBase,
+    pub(crate) raise_nofile: bool,
+    pub(crate) jobs_max: usize,
+    pub(crate) finished_jobs_max: usize,
+    pub(crate) open_logs_max: usize,
+    pub(crate) read_budget_bytes: usize,
+    pub(crate) poll_events_max: usize,
+    pub(crate) line_bytes_max: usize,
+    pub(crate) line_flush_time: Duration,
+    pub(crate) drain_idle_max: Duration,
+    pub(crate) drain_total_max: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            log_dir: PathBuf::from("/tmp"),
+            log_format: LogFormat::default(),
+            cgroup_base: CgroupBase::default(),
+            rung: None,
+            confirm: true,
+            confirm_timeout: Duration::from_millis(100),
+            env_base: EnvBase::default(),
+            raise_nofile: false,
+            jobs_max: 100_000,
+            finished_jobs_max: 10_000,
+            open_logs_max: 512,
+            read_budget_bytes: 256 << 10,
+            poll_events_max: 1024,
+            line_bytes_max: 16 << 10,
+            line_flush_time: Duration::from_millis(100),
+            drain_idle_max: Duration::from_millis(500),
+            drain_total_max: Duration::from_secs(5),
+        }
+    }
+}

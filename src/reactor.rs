@@ -1,0 +1,275 @@
+//! Floor 5: wait, dispatch, deadlines. What a job is, it does not know.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Interest, Poll, Token};
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
+
+use crate::job::{Alarm, Job, Lent, Queues, Room, Scratch};
+use crate::kernel::cgroup::CgroupTree;
+use crate::kernel::log_dir::LogDir;
+use crate::kernel::watcher::Watcher;
+use crate::logic::deadlines::DeadlineQueue;
+use crate::logic::token::{Key, Target};
+use crate::model::error::{BuildError, TurnError};
+use crate::model::settings::Settings;
+use crate::table::Table;
+
+/// Readiness events handled in one turn before the caller gets a word in, in units of the poll's capacity.
+const BATCHES_PER_TURN: usize = 4;
+
+/// Bytes of the buffer that every job reads into.
+const READ_BUFFER_BYTES: usize = 256 << 10;
+
+/// The loop: one epoll instance with every pipe and pidfd in it, one inotify, one timerfd, one waker.
+#[derive(Debug)]
+pub(crate) struct Reactor {
+    poll: Poll,
+    ready_events: mio::Events,
+    waker: mio::Waker,
+    /// Whether the waker was used since the last turn.
+    woken: bool,
+    timer: OwnedFd,
+    /// When the timerfd goes off.
+    timer_at: Option<Instant>,
+    deadlines: DeadlineQueue<(Key, Alarm)>,
+    watcher: Watcher,
+    scratch: Scratch,
+    pub(crate) queues: Queues,
+    /// Owners of inotify notices; empty between turns.
+    noticed: Vec<Key>,
+    pub(crate) cgroups: Option<CgroupTree>,
+    pub(crate) log_dir: LogDir,
+    pub(crate) settings: Settings,
+    turn: u64,
+}
+
+impl Reactor {
+    pub(crate) fn new(settings: Settings, log_dir: LogDir, cgroups: Option<CgroupTree>) -> Result<Self, BuildError> {
+        let failed = |operation| move |source| BuildError::Io { operation, source };
+        let poll = Poll::new().map_err(failed("making the epoll instance"))?;
+        let waker = mio::Waker::new(poll.registry(), Token(Target::Waker.pack())).map_err(failed("making the waker"))?;
+        let watcher = Watcher::new().map_err(failed("making the inotify instance"))?;
+        let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK);
+        let timer = timer.map_err(|errno| failed("making the timerfd")(errno.into()))?;
+        for (fd, target) in [(timer.as_fd(), Target::Timer), (watcher.as_fd(), Target::Inotify)] {
+            let registered = poll.registry().register(&mut SourceFd(&fd.as_raw_fd()), Token(target.pack()), Interest::READABLE);
+            registered.map_err(failed("filling the epoll instance"))?;
+        }
+        Ok(Self {
+            ready_events: mio::Events::with_capacity(settings.poll_events_max.max(1)),
+            poll,
+            waker,
+            woken: false,
+            timer,
+            timer_at: None,
+            deadlines: DeadlineQueue::new(),
+            watcher,
+            scratch: Scratch::new(READ_BUFFER_BYTES.min(settings.read_budget_bytes)),
+            queues: Queues::default(),
+            noticed: Vec::new(),
+            cgroups,
+            log_dir,
+            settings,
+            turn: 0,
+        })
+    }
+
+    /// Lends a job what it may touch, outside a turn.
+    pub(crate) fn lend(&mut self) -> Lent<'_> {
+        Lent {
+            registry: self.poll.registry(),
+            deadlines: &mut self.deadlines,
+            watcher: &mut self.watcher,
+            cgroups: &mut self.cgroups,
+            log_dir: &mut self.log_dir,
+            scratch: &mut self.scratch,
+            queues: &mut self.queues,
+            settings: &self.settings,
+            now: Instant::now(),
+            turn: self.turn,
+        }
+    }
+
+    /// One turn: waits until something is ready, up to `timeout` (for ever without one), and handles it. Does not wait while work is left over.
+    pub(crate) fn turn(&mut self, table: &mut Table, timeout: Option<Duration>) -> Result<(), TurnError> {
+        self.turn += 1;
+        self.woken = false;
+        let carried_on = self.queues.ready.len();
+        let mut timeout = if carried_on > 0 { Some(Duration::ZERO) } else { timeout };
+        let capacity = self.ready_events.capacity();
+        let mut handled = 0;
+        loop {
+            self.wait(timeout)?;
+            let batch = self.dispatch(table)?;
+            handled += batch;
+            // A full batch may have more behind it. An edge-triggered outer loop hears of that only now, or never.
+            if self.ready_events.iter().count() < capacity {
+                break;
+            }
+            if handled >= capacity.saturating_mul(BATCHES_PER_TURN) {
+                self.wake()?;
+                break;
+            }
+            timeout = Some(Duration::ZERO);
+        }
+        self.go_on_reading(table, carried_on);
+        self.let_deadlines_pass(table);
+        self.close_idle_logs(table);
+        self.remove_gone(table);
+        self.arm()
+    }
+
+    /// Whether some job has something to tell.
+    pub(crate) fn has_reports(&self) -> bool {
+        !self.queues.reports.is_empty()
+    }
+
+    /// Makes the epoll descriptor readable if some job has something to tell that the caller has not taken.
+    pub(crate) fn announce_reports(&mut self) -> Result<(), TurnError> {
+        if self.has_reports() { self.wake() } else { Ok(()) }
+    }
+
+    /// Sees to it that the epoll descriptor becomes readable when there is something to do: for left-over work at once, for deadlines in time.
+    pub(crate) fn arm(&mut self) -> Result<(), TurnError> {
+        if !self.queues.ready.is_empty() {
+            self.wake()?;
+        }
+        match self.deadlines.next() {
+            Some(next) if self.timer_at.is_none_or(|at| next < at) => self.set_timer(next),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the tasks that are to be woken. They are user code: not before dispatch is over.
+    pub(crate) fn take_wakers(&mut self) -> Vec<Waker> {
+        std::mem::take(&mut self.queues.wakers)
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) -> Result<(), TurnError> {
+        match self.poll.poll(&mut self.ready_events, timeout) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                self.ready_events.clear();
+                Ok(())
+            }
+            Err(error) => Err(TurnError::new("waiting for events")(error)),
+        }
+    }
+
+    /// Handles one batch; returns how many events were more than the waker's.
+    fn dispatch(&mut self, table: &mut Table) -> Result<usize, TurnError> {
+        let now = Instant::now();
+        let mut handled = 0;
+        let mut notices = false;
+        let mut lent = Lent {
+            registry: self.poll.registry(),
+            deadlines: &mut self.deadlines,
+            watcher: &mut self.watcher,
+            cgroups: &mut self.cgroups,
+            log_dir: &mut self.log_dir,
+            scratch: &mut self.scratch,
+            queues: &mut self.queues,
+            settings: &self.settings,
+            now,
+            turn: self.turn,
+        };
+        for event in &self.ready_events {
+            let Some(target) = Target::unpack(event.token().0) else { continue };
+            handled += usize::from(target != Target::Waker);
+            match target {
+                // A stale event names a place that has another job now, or none: not found, and that is all.
+                Target::Job(key, source) => {
+                    if let Some(job) = table.get_mut(key) {
+                        job.on_ready(source, event.is_read_closed(), &mut lent);
+                    }
+                }
+                Target::Inotify => notices = true,
+                Target::Timer => self.timer_at = None,
+                Target::Waker => {}
+            }
+        }
+        if notices {
+            let noticed = &mut self.noticed;
+            lent.watcher.read(|owner| noticed.push(owner)).map_err(TurnError::new("reading inotify notices"))?;
+            for key in self.noticed.drain(..) {
+                if let Some(job) = table.get_mut(key) {
+                    job.on_tree_notice(&mut lent);
+                }
+            }
+        }
+        Ok(handled)
+    }
+
+    /// Lets the jobs go on that had spent their budget before this turn, each once.
+    fn go_on_reading(&mut self, table: &mut Table, count: usize) {
+        for _ in 0..count {
+            let Some(key) = self.queues.ready.pop_front() else { return };
+            self.with_job(table, key, Job::on_turn);
+        }
+    }
+
+    fn let_deadlines_pass(&mut self, table: &mut Table) {
+        let now = Instant::now();
+        while let Some((key, alarm)) = self.deadlines.pop(now) {
+            self.with_job(table, key, |job, lent| job.on_alarm(alarm, lent));
+        }
+    }
+
+    /// Closes as many idle logs as had to make do with being opened and closed for each write.
+    fn close_idle_logs(&mut self, table: &mut Table) {
+        let mut looks = self.queues.open_logs.len();
+        while self.queues.open_logs_wanted > 0 && looks > 0 {
+            looks -= 1;
+            let Some(key) = self.queues.open_logs.pop_front() else { break };
+            match table.get_mut(key).map_or(Room::None, |job| job.make_room(&mut self.queues)) {
+                Room::Made => self.queues.open_logs_wanted -= 1,
+                Room::Later => self.queues.open_logs.push_back(key),
+                Room::None => {}
+            }
+        }
+        self.queues.open_logs_wanted = 0;
+    }
+
+    fn remove_gone(&mut self, table: &mut Table) {
+        while let Some(key) = self.queues.gone.pop() {
+            if table.get(key).is_some_and(|job| job.is_hidden() && job.is_gone()) {
+                table.remove(key);
+            }
+        }
+    }
+
+    fn with_job(&mut self, table: &mut Table, key: Key, handle: impl FnOnce(&mut Job, &mut Lent<'_>)) {
+        if let Some(job) = table.get_mut(key) {
+            handle(job, &mut self.lend());
+        }
+    }
+
+    fn wake(&mut self) -> Result<(), TurnError> {
+        if !std::mem::replace(&mut self.woken, true) {
+            self.waker.wake().map_err(TurnError::new("waking the loop"))?;
+        }
+        Ok(())
+    }
+
+    fn set_timer(&mut self, at: Instant) -> Result<(), TurnError> {
+        // Zero would disarm it; a deadline in the past goes off at once.
+        let wait = at.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
+        let value = Timespec::try_from(wait).unwrap_or(Timespec { tv_sec: i64::from(i32::MAX), tv_nsec: 0 });
+        let setting = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
+        let set = rustix::time::timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &setting);
+        set.map_err(|errno| TurnError::new("setting the timerfd")(errno.into()))?;
+        self.timer_at = Some(at);
+        Ok(())
+    }
+}
+
+impl AsFd for Reactor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.poll.registry().as_fd()
+    }
+}

@@ -1,0 +1,97 @@
+//! Floor 4: where jobs are kept: a slab whose places carry a generation, and the way from an id to a place.
+
+use std::collections::{HashMap, VecDeque};
+
+use slab::Slab;
+
+use crate::job::Job;
+use crate::logic::token::{GENERATIONS, Key};
+use crate::model::id::JobId;
+
+#[derive(Debug)]
+struct Entry {
+    generation: u32,
+    job: Job,
+}
+
+/// Every job of a worker.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    jobs: Slab<Entry>,
+    keys: HashMap<JobId, Key>,
+    /// Finished jobs whose end was told, oldest first; some may be forgotten already.
+    told: VecDeque<JobId>,
+    next_generation: u32,
+}
+
+impl Table {
+    /// The key that the next job gets.
+    pub(crate) fn next_key(&self) -> Key {
+        Key { index: self.jobs.vacant_key() as u32, generation: self.next_generation }
+    }
+
+    /// Puts a job at the key that it was made for.
+    pub(crate) fn insert(&mut self, key: Key, job: Job) {
+        self.next_generation = (self.next_generation + 1) % GENERATIONS;
+        self.keys.insert(job.id, key);
+        let index = self.jobs.insert(Entry { generation: key.generation, job });
+        debug_assert_eq!(index, key.index as usize);
+    }
+
+    pub(crate) fn key_of(&self, id: JobId) -> Option<Key> {
+        self.keys.get(&id).copied()
+    }
+
+    pub(crate) fn get(&self, key: Key) -> Option<&Job> {
+        self.jobs.get(key.index as usize).filter(|entry| entry.generation == key.generation).map(|entry| &entry.job)
+    }
+
+    /// The job at `key`; `None` if it is gone, also when another job has taken its place.
+    pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut Job> {
+        self.jobs.get_mut(key.index as usize).filter(|entry| entry.generation == key.generation).map(|entry| &mut entry.job)
+    }
+
+    pub(crate) fn by_id(&self, id: JobId) -> Option<&Job> {
+        self.get(self.key_of(id)?)
+    }
+
+    pub(crate) fn by_id_mut(&mut self, id: JobId) -> Option<&mut Job> {
+        self.get_mut(self.key_of(id)?)
+    }
+
+    /// Takes a job's id away: nobody finds it any more.
+    pub(crate) fn hide(&mut self, id: JobId) {
+        self.keys.remove(&id);
+    }
+
+    pub(crate) fn remove(&mut self, key: Key) {
+        if self.get(key).is_some() {
+            let entry = self.jobs.remove(key.index as usize);
+            // A hidden job's id is gone already.
+            self.keys.remove(&entry.job.id);
+        }
+    }
+
+    /// Every job that can be found, in no order.
+    pub(crate) fn visible(&self) -> impl Iterator<Item = &Job> {
+        self.jobs.iter().map(|(_, entry)| &entry.job).filter(|job| !job.is_hidden())
+    }
+
+    /// The keys of all jobs that have not finished.
+    pub(crate) fn unfinished(&self) -> Vec<Key> {
+        let unfinished = self.jobs.iter().filter(|(_, entry)| !entry.job.is_finished());
+        unfinished.map(|(index, entry)| Key { index: index as u32, generation: entry.generation }).collect()
+    }
+
+    /// Notes that a job's end was told. Returns the oldest such job if there are more than `told_max`.
+    pub(crate) fn note_told(&mut self, id: JobId, told_max: usize) -> Option<JobId> {
+        self.told.push_back(id);
+        while self.told.len() > told_max {
+            let oldest = self.told.pop_front()?;
+            if self.keys.contains_key(&oldest) {
+                return Some(oldest);
+            }
+        }
+        None
+    }
+}

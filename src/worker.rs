@@ -1,0 +1,538 @@
+//! Floor 6: the public face of a worker.
+
+use std::io::{self, BufRead, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use crate::builder::{Builder, choose_rung};
+use crate::job::{Host, Job};
+use crate::kernel::process;
+use crate::kernel::stream::LogStream;
+use crate::logic::token::Key;
+use crate::model::capabilities::{Capabilities, Rung};
+use crate::model::command::Command;
+use crate::model::error::{JobError, RunError, StartError, StartFailure, Step, StreamError, TurnError, errno};
+use crate::model::event::Events;
+use crate::model::id::{JobId, OwnerId};
+use crate::model::output::{OutputStream, StreamSelect};
+use crate::model::signal::Signal;
+use crate::model::status::{Status, StopReason};
+use crate::reactor::Reactor;
+use crate::table::Table;
+
+/// What everything that runs jobs can do: a [`Worker`], and the view of one owner on it.
+pub trait ProcessRunner {
+    /// Starts a job.
+    ///
+    /// # Errors
+    /// See [`StartError`]: nothing is left of a job that was not started.
+    fn start(&mut self, command: Command) -> Result<JobId, StartError>;
+
+    /// Kills a job's whole process tree with SIGKILL. Does nothing to one that has finished.
+    ///
+    /// # Errors
+    /// [`JobError::NotFound`]; [`JobError::Io`] if the kernel refuses.
+    fn stop(&mut self, job: JobId) -> Result<(), JobError>;
+
+    /// Everything known about a job.
+    ///
+    /// # Errors
+    /// [`JobError::NotFound`].
+    fn query(&self, job: JobId) -> Result<Status, JobError>;
+
+    /// A reader of a job's log, from its start: every byte that the job wrote or will write.
+    ///
+    /// # Errors
+    /// [`StreamError::NotFound`]; [`StreamError::NotLogged`]; [`StreamError::Io`] if the log file is gone.
+    fn stream(&self, job: JobId) -> Result<LogStream, StreamError>;
+}
+
+/// Starts, watches, logs and stops processes, from the one thread that turns it.
+///
+/// Everything happens inside its methods; there is no thread, no signal handler and nothing global behind it. In between, its file descriptor
+/// ([`AsFd`], an epoll instance) becomes readable whenever [`turn`](Self::turn) has something to do: put it into any other loop.
+///
+/// Dropping a worker kills its jobs and waits, for a bounded time, until nothing of them is left.
+#[derive(Debug)]
+pub struct Worker {
+    table: Table,
+    reactor: Reactor,
+    host: Host,
+    capabilities: Capabilities,
+    is_rung_forced: bool,
+}
+
+impl Worker {
+    /// A worker with default settings: logs in `/tmp`, cgroups where they can be had.
+    ///
+    /// # Errors
+    /// As [`Builder::build`].
+    pub fn new() -> Result<Self, crate::BuildError> {
+        Self::builder().build()
+    }
+
+    /// A worker with other settings.
+    pub fn builder() -> Builder {
+        Builder::new()
+    }
+
+    pub(crate) fn assemble(reactor: Reactor, host: Host, capabilities: Capabilities) -> Self {
+        let is_rung_forced = reactor.settings.rung.is_some();
+        Self { table: Table::default(), reactor, host, capabilities, is_rung_forced }
+    }
+
+    /// What this machine lets the worker do.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// Starts a job, in the name of [`Command::owner`].
+    ///
+    /// With confirmation (the default) it waits, up to [`Builder::confirm_timeout`], until the program was executed.
+    ///
+    /// # Errors
+    /// See [`StartError`]: nothing is left of a job that was not started.
+    pub fn start(&mut self, command: Command) -> Result<JobId, StartError> {
+        let owner = command.owner;
+        self.start_for(&command, owner)
+    }
+
+    /// One turn of the loop: waits until there is something to do, up to `timeout` (for ever without one), does it, and fills `events`, whose
+    /// former content goes.
+    ///
+    /// # Errors
+    /// If the loop's own descriptors fail; no job is affected.
+    pub fn turn(&mut self, events: &mut Events, timeout: Option<Duration>) -> Result<(), TurnError> {
+        events.clear();
+        let timeout = if self.reactor.has_reports() { Some(Duration::ZERO) } else { timeout };
+        let turned = self.turn_reactor(timeout);
+        self.collect(events);
+        turned.and(self.reactor.announce_reports())
+    }
+
+    /// Everything known about a job.
+    ///
+    /// # Errors
+    /// [`JobError::NotFound`].
+    pub fn query(&self, job: JobId) -> Result<Status, JobError> {
+        let found = self.table.by_id(job).ok_or(JobError::NotFound { job })?;
+        Ok(self.status_of(found))
+    }
+
+    /// The ids of all jobs in the table, in the order of their start.
+    pub fn jobs(&self) -> Vec<JobId> {
+        let mut jobs: Vec<JobId> = self.table.visible().map(|job| job.id).collect();
+        jobs.sort_unstable();
+        jobs
+    }
+
+    /// The number of jobs that have not finished.
+    pub fn unfinished_jobs(&self) -> usize {
+        self.reactor.queues.unfinished
+    }
+
+    /// Kills a job's whole process tree with SIGKILL. Does nothing to one that has finished.
+    ///
+    /// With a cgroup the tree is everything in it, however it was forked (`cgroup.kill`); without, it is the main process's group.
+    ///
+    /// # Errors
+    /// [`JobError::NotFound`]; [`JobError::Io`] if the kernel refuses.
+    pub fn stop(&mut self, job: JobId) -> Result<(), JobError> {
+        self.with_job(job, |found, lent| found.stop(StopReason::Requested, lent))
+    }
+
+    /// Sends `signal` to a job's process group, and SIGKILL to the whole tree after `grace`, if the job has not finished by then.
+    ///
+    /// # Errors
+    /// [`JobError::NotFound`]; [`JobError::Io`] if the kernel refuses.
+    pub fn stop_with(&mut self, job: JobId, signal: Signal, grace: Duration) -> Result<(), JobError> {
+        self.with_job(job, |found, lent| found.stop_with(signal, grace, lent))
+    }
+
+    /// Sends a signal to a job's main process; it can never hit another process.
+    ///
+    /// # Errors
+    /// [`JobError::NotFound`]; [`JobError::Ended`] if that process has ended; [`JobError::Io`] if the kernel refuses.
+    pub fn signal(&self, job: JobId, signal: Signal) -> Result<(), JobError> {
+        self.table.by_id(job).ok_or(JobError::NotFound { job })?.signal(signal)
+    }
+
+    /// A reader of a job's log, from its start: every byte that the job wrote or will write, on both streams.
+    ///
+    /// # Errors
+    /// [`StreamError::NotFound`]; [`StreamError::NotLogged`]; [`StreamError::Io`] if the log file is gone.
+    pub fn stream(&self, job: JobId) -> Result<LogStream, StreamError> {
+        self.stream_select(job, StreamSelect::Both)
+    }
+
+    /// As [`stream`](Self::stream), for one of the two streams or both.
+    ///
+    /// # Errors
+    /// As `stream`, and [`StreamError::NotSeparable`] for one stream of a raw log that has two.
+    pub fn stream_select(&self, job: JobId, select: StreamSelect) -> Result<LogStream, StreamError> {
+        self.table.by_id(job).ok_or(StreamError::NotFound { job })?.stream(select, &self.reactor.log_dir)
+    }
+
+    /// A job's output as a blocking reader, which turns the loop while it waits. Events are kept for the next [`turn`](Self::turn).
+    ///
+    /// # Errors
+    /// As [`stream`](Self::stream).
+    pub fn follow(&mut self, job: JobId) -> Result<Follow<'_>, StreamError> {
+        let stream = self.stream(job)?;
+        Ok(Follow { worker: self, stream })
+    }
+
+    /// Turns the loop until a job has finished. The events of this job are dropped, those of others kept for the next [`turn`](Self::turn).
+    ///
+    /// A piped stdin that nobody has taken is closed first, or the job might wait for it for ever.
+    ///
+    /// # Errors
+    /// [`JobError::NotFound`]; [`JobError::Turn`] if the loop fails.
+    pub fn wait(&mut self, job: JobId) -> Result<Status, JobError> {
+        drop(self.table.by_id_mut(job).ok_or(JobError::NotFound { job })?.take_stdin());
+        loop {
+            let found = self.table.by_id_mut(job).ok_or(JobError::NotFound { job })?;
+            if found.is_finished() {
+                found.drop_notices();
+                let status = self.query(job)?;
+                self.note_told(job);
+                self.reactor.announce_reports().map_err(|source| JobError::Turn { job, source })?;
+                return Ok(status);
+            }
+            self.turn_reactor(None).map_err(|source| JobError::Turn { job, source })?;
+        }
+    }
+
+    /// Starts a job and waits until it has finished: [`start`](Self::start) and [`wait`](Self::wait).
+    ///
+    /// # Errors
+    /// Those of the two. A job that runs and fails is not an error: see [`Status::success`].
+    pub fn run_job(&mut self, command: Command) -> Result<Status, RunError> {
+        let job = self.start(command)?;
+        Ok(self.wait(job)?)
+    }
+
+    /// Forgets a finished job: its status goes, its log file stays.
+    ///
+    /// # Errors
+    /// [`JobError::NotFound`]; [`JobError::NotFinished`].
+    pub fn forget(&mut self, job: JobId) -> Result<(), JobError> {
+        let found = self.table.by_id(job).ok_or(JobError::NotFound { job })?;
+        if !found.is_finished() {
+            return Err(JobError::NotFinished { job });
+        }
+        self.discard(job);
+        Ok(())
+    }
+
+    /// The end of a job's stdin pipe ([`Command::stdin_piped`]); `None` if it has none, or it was taken. Dropping it is the end of file.
+    ///
+    /// # Errors
+    /// [`JobError::NotFound`].
+    pub fn take_stdin(&mut self, job: JobId) -> Result<Option<io::PipeWriter>, JobError> {
+        let found = self.table.by_id_mut(job).ok_or(JobError::NotFound { job })?;
+        Ok(found.take_stdin().map(Into::into))
+    }
+
+    /// The end of a job's stdout pipe ([`Capture::Piped`](crate::Capture::Piped)); `None` if it has none, or it was taken.
+    ///
+    /// # Errors
+    /// [`JobError::NotFound`].
+    pub fn take_stdout(&mut self, job: JobId) -> Result<Option<io::PipeReader>, JobError> {
+        self.take_output(job, OutputStream::Stdout)
+    }
+
+    /// The end of a job's stderr pipe ([`Capture::Piped`](crate::Capture::Piped)); `None` if it has none, or it was taken.
+    ///
+    /// # Errors
+    /// [`JobError::NotFound`].
+    pub fn take_stderr(&mut self, job: JobId) -> Result<Option<io::PipeReader>, JobError> {
+        self.take_output(job, OutputStream::Stderr)
+    }
+
+    /// The view of one owner: it starts jobs in that owner's name and sees no others.
+    pub fn owned_by(&mut self, owner: OwnerId) -> OwnedJobs<'_> {
+        OwnedJobs { worker: self, owner }
+    }
+
+    fn start_for(&mut self, command: &Command, owner: OwnerId) -> Result<JobId, StartError> {
+        command.check()?;
+        let jobs_max = self.reactor.settings.jobs_max;
+        if self.unfinished_jobs() >= jobs_max {
+            return Err(StartError::TooManyJobs { jobs_max });
+        }
+        let (key, job) = match self.make_job(command, owner) {
+            Err(failure) if self.is_clone3_refused(&failure) => self.make_job(command, owner)?,
+            made => made?,
+        };
+        let id = job.id;
+        self.table.insert(key, job);
+        let started = self.see_started(key, command.confirm.unwrap_or(self.reactor.settings.confirm));
+        if let Err(failure) = started {
+            self.discard(id);
+            return Err(failure.into());
+        }
+        // If arming fails, so does the next turn, which says so.
+        let _ = self.reactor.arm();
+        let _ = self.reactor.announce_reports();
+        Ok(id)
+    }
+
+    fn make_job(&mut self, command: &Command, owner: OwnerId) -> Result<(Key, Job), StartFailure> {
+        let key = self.table.next_key();
+        Ok((key, Job::start(command, owner, key, &self.host, &mut self.reactor.lend())?))
+    }
+
+    /// Sees the start through: confirmed here, or left to the loop.
+    fn see_started(&mut self, key: Key, confirm: bool) -> Result<(), StartFailure> {
+        let timeout = self.reactor.settings.confirm_timeout;
+        let Some(job) = self.table.get_mut(key) else { return Ok(()) };
+        let lent = &mut self.reactor.lend();
+        if confirm && let Some(failure) = job.confirm(timeout, lent) {
+            return Err(failure);
+        }
+        job.watch_start(lent).map_err(|error| {
+            let _ = job.stop(StopReason::WorkerDropped, lent);
+            StartFailure::new(Step::Watch, None, &error)
+        })
+    }
+
+    /// Whether a seccomp filter has come over us since the rungs were probed; then the next rung is taken from now on.
+    fn is_clone3_refused(&mut self, failure: &StartFailure) -> bool {
+        if self.is_rung_forced || self.host.rung != Rung::ForkLike || failure.step() != Step::Clone {
+            return false;
+        }
+        if !matches!(failure.errno(), errno::ENOSYS | errno::EPERM) {
+            return false;
+        }
+        self.capabilities.rungs = process::probe_rungs();
+        let Ok(rung) = choose_rung(&self.capabilities.rungs, None) else { return false };
+        let has_changed = rung != self.host.rung;
+        (self.host.rung, self.capabilities.rung) = (rung, rung);
+        has_changed
+    }
+
+    fn take_output(&mut self, job: JobId, stream: OutputStream) -> Result<Option<io::PipeReader>, JobError> {
+        let found = self.table.by_id_mut(job).ok_or(JobError::NotFound { job })?;
+        Ok(found.take_output(stream).map(Into::into))
+    }
+
+    fn with_job(
+        &mut self,
+        job: JobId,
+        handle: impl FnOnce(&mut Job, &mut crate::job::Lent<'_>) -> Result<(), JobError>,
+    ) -> Result<(), JobError> {
+        let found = self.table.by_id_mut(job).ok_or(JobError::NotFound { job })?;
+        let handled = handle(found, &mut self.reactor.lend());
+        let armed = self.reactor.arm().and_then(|()| self.reactor.announce_reports());
+        handled.and(armed.map_err(|source| JobError::Turn { job, source }))
+    }
+
+    /// A turn without events for the caller; tasks are woken at its end.
+    fn turn_reactor(&mut self, timeout: Option<Duration>) -> Result<(), TurnError> {
+        let turned = self.reactor.turn(&mut self.table, timeout);
+        for waker in self.reactor.take_wakers() {
+            waker.wake();
+        }
+        turned
+    }
+
+    /// Moves what jobs have to tell into `events`, as far as they take it.
+    fn collect(&mut self, events: &mut Events) {
+        while !events.is_full() {
+            let Some(key) = self.reactor.queues.reports.pop_front() else { return };
+            let Some(job) = self.table.get_mut(key) else { continue };
+            job.reports_taken();
+            while !events.is_full()
+                && let Some(event) = job.next_event()
+            {
+                events.push(event);
+            }
+            job.queue_reports(&mut self.reactor.queues);
+            let (id, is_told) = (job.id, job.is_finished() && job.is_told());
+            if is_told {
+                self.note_told(id);
+            }
+        }
+    }
+
+    /// A job's end was told: it may go when the table has too many of its kind.
+    fn note_told(&mut self, job: JobId) {
+        if let Some(oldest) = self.table.note_told(job, self.reactor.settings.finished_jobs_max) {
+            self.discard(oldest);
+        }
+    }
+
+    /// Takes a job out of sight. What is left of it (a child that will not die, a cgroup that will not empty) is still seen to by the loop.
+    fn discard(&mut self, id: JobId) {
+        let Some(key) = self.table.key_of(id) else { return };
+        self.table.hide(id);
+        if let Some(job) = self.table.get_mut(key) {
+            if job.is_gone() {
+                self.table.remove(key);
+            } else {
+                job.hide(&mut self.reactor.queues);
+            }
+        }
+    }
+
+    fn status_of(&self, job: &Job) -> Status {
+        job.status(&self.reactor.log_dir, self.reactor.cgroups.as_ref(), Instant::now())
+    }
+}
+
+impl ProcessRunner for Worker {
+    fn start(&mut self, command: Command) -> Result<JobId, StartError> {
+        self.start(command)
+    }
+
+    fn stop(&mut self, job: JobId) -> Result<(), JobError> {
+        self.stop(job)
+    }
+
+    fn query(&self, job: JobId) -> Result<Status, JobError> {
+        self.query(job)
+    }
+
+    fn stream(&self, job: JobId) -> Result<LogStream, StreamError> {
+        self.stream(job)
+    }
+}
+
+impl AsFd for Worker {
+    /// The epoll instance: readable whenever a turn has something to do. Only to be waited for, never to be read or changed.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.reactor.as_fd()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        for key in self.table.unfinished() {
+            if let Some(job) = self.table.get_mut(key) {
+                let _ = job.stop(StopReason::WorkerDropped, &mut self.reactor.lend());
+            }
+        }
+        // What is killed is gone in milliseconds; a task in an uninterruptible wait is given the time that every job has for its end.
+        let deadline = Instant::now() + self.reactor.settings.drain_total_max + Duration::from_secs(1);
+        while self.unfinished_jobs() > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.turn_reactor(Some(left)).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// One owner's view of a [`Worker`]: see [`Worker::owned_by`]. A job of somebody else is answered exactly like one that does not exist.
+#[derive(Debug)]
+pub struct OwnedJobs<'a> {
+    worker: &'a mut Worker,
+    owner: OwnerId,
+}
+
+impl OwnedJobs<'_> {
+    /// The ids of the owner's jobs, in the order of their start.
+    pub fn jobs(&self) -> Vec<JobId> {
+        let mut jobs: Vec<JobId> = self.worker.table.visible().filter(|job| job.owner == self.owner).map(|job| job.id).collect();
+        jobs.sort_unstable();
+        jobs
+    }
+
+    /// See [`Worker::stop_with`].
+    ///
+    /// # Errors
+    /// As there; [`JobError::NotFound`] also for another owner's job.
+    pub fn stop_with(&mut self, job: JobId, signal: Signal, grace: Duration) -> Result<(), JobError> {
+        self.check(job)?;
+        self.worker.stop_with(job, signal, grace)
+    }
+
+    /// See [`Worker::signal`].
+    ///
+    /// # Errors
+    /// As there; [`JobError::NotFound`] also for another owner's job.
+    pub fn signal(&self, job: JobId, signal: Signal) -> Result<(), JobError> {
+        self.check(job)?;
+        self.worker.signal(job, signal)
+    }
+
+    /// See [`Worker::wait`].
+    ///
+    /// # Errors
+    /// As there; [`JobError::NotFound`] also for another owner's job.
+    pub fn wait(&mut self, job: JobId) -> Result<Status, JobError> {
+        self.check(job)?;
+        self.worker.wait(job)
+    }
+
+    /// See [`Worker::forget`].
+    ///
+    /// # Errors
+    /// As there; [`JobError::NotFound`] also for another owner's job.
+    pub fn forget(&mut self, job: JobId) -> Result<(), JobError> {
+        self.check(job)?;
+        self.worker.forget(job)
+    }
+
+    fn check(&self, job: JobId) -> Result<(), JobError> {
+        match self.worker.table.by_id(job) {
+            Some(found) if found.owner == self.owner => Ok(()),
+            _ => Err(JobError::NotFound { job }),
+        }
+    }
+}
+
+impl ProcessRunner for OwnedJobs<'_> {
+    /// Starts a job in the name of this owner, whatever the command says.
+    fn start(&mut self, command: Command) -> Result<JobId, StartError> {
+        self.worker.start_for(&command, self.owner)
+    }
+
+    fn stop(&mut self, job: JobId) -> Result<(), JobError> {
+        self.check(job)?;
+        self.worker.stop(job)
+    }
+
+    fn query(&self, job: JobId) -> Result<Status, JobError> {
+        self.check(job)?;
+        self.worker.query(job)
+    }
+
+    fn stream(&self, job: JobId) -> Result<LogStream, StreamError> {
+        self.check(job).map_err(|_| StreamError::NotFound { job })?;
+        self.worker.stream(job)
+    }
+}
+
+/// A job's output as a blocking reader: see [`Worker::follow`].
+#[derive(Debug)]
+pub struct Follow<'a> {
+    worker: &'a mut Worker,
+    stream: LogStream,
+}
+
+impl BufRead for Follow<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        loop {
+            match self.stream.try_fill_buf() {
+                std::task::Poll::Pending => self.worker.turn_reactor(None).map_err(io::Error::other)?,
+                std::task::Poll::Ready(Err(error)) => return Err(io::Error::other(error)),
+                std::task::Poll::Ready(Ok(_)) => break,
+            }
+        }
+        Ok(self.stream.shown())
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.stream.consume(amount);
+    }
+}
+
+impl Read for Follow<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.fill_buf()?.read(buffer)?;
+        self.consume(count);
+        Ok(count)
+    }
+}

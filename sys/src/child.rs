@@ -1,0 +1,253 @@
+//! The child half: from the clone to execve. Raw system calls only; it allocates nothing, takes no lock and cannot panic, because it runs on a
+//! copy (later: on the very memory) of a host whose other threads stopped at any point.
+
+use core::ffi::CStr;
+
+use crate::image::ExecImage;
+use crate::raw::{self, Errno};
+use crate::spawn::ChildStep;
+
+/// One descriptor on its way to its number in the child.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FdMove {
+    pub(crate) from: i32,
+    pub(crate) to: i32,
+}
+
+/// What the child half does, prepared by the parent.
+pub(crate) struct Plan<'a> {
+    pub(crate) image: &'a ExecImage,
+    pub(crate) moves: &'a mut [FdMove],
+    /// The numbers of `moves`, ascending.
+    pub(crate) numbers: &'a [i32],
+    pub(crate) report: i32,
+    pub(crate) rlimits: &'a [(u32, u64, u64)],
+    pub(crate) umask: Option<u32>,
+    pub(crate) nice: Option<i32>,
+    pub(crate) oom_score_adj: Option<&'a [u8]>,
+    pub(crate) groups: Option<&'a [u32]>,
+    pub(crate) gid: Option<u32>,
+    pub(crate) uid: Option<u32>,
+    pub(crate) no_new_privs: bool,
+}
+
+/// A failed step: which, the error, and which of several (a descriptor's number, a resource, a candidate).
+type Failure = (ChildStep, Errno, u32);
+
+/// The failure record on the wire: step, errno, index, little-endian words. Written in one piece (it is shorter than PIPE_BUF).
+pub(crate) const RECORD_BYTES: usize = 12;
+
+pub(crate) fn run(mut plan: Plan<'_>) -> ! {
+    let (step, errno, index) = prepare_and_exec(&mut plan);
+    report(plan.report, (step, errno, index));
+    raw::exit_group(127)
+}
+
+/// The fork rung's first act: stand in the cgroup, then wait until the parent holds our pidfd.
+pub(crate) fn enter_cgroup_and_wait(procs: Option<i32>, link: i32) {
+    let failed = procs.and_then(|procs| raw::write(procs, b"0").err());
+    let mut go = [0_u8; 1];
+    let told = loop {
+        match raw::read(link, &mut go) {
+            Err(libc::EINTR) => {}
+            other => break other == Ok(1),
+        }
+    };
+    if !told {
+        raw::exit_group(127);
+    }
+    if let Some(errno) = failed {
+        report(link, (ChildStep::Cgroup, errno, 0));
+        raw::exit_group(127);
+    }
+}
+
+fn report(fd: i32, (step, errno, index): Failure) {
+    let [s0, s1, s2, s3] = (step as u32).to_le_bytes();
+    let [e0, e1, e2, e3] = errno.to_le_bytes();
+    let [i0, i1, i2, i3] = index.to_le_bytes();
+    let record: [u8; RECORD_BYTES] = [s0, s1, s2, s3, e0, e1, e2, e3, i0, i1, i2, i3];
+    // There is nobody to tell if this fails; the parent sees end of file and an exit code of 127.
+    let _ = raw::write(fd, &record);
+}
+
+fn prepare_and_exec(plan: &mut Plan<'_>) -> Failure {
+    match prepare(plan) {
+        Ok(()) => exec(plan.image),
+        Err(failure) => failure,
+    }
+}
+
+fn prepare(plan: &mut Plan<'_>) -> Result<(), Failure> {
+    move_fds(plan)?;
+    close_others(plan.numbers).map_err(|errno| (ChildStep::CloseFds, errno, 0))?;
+    raw::setsid().map_err(|errno| (ChildStep::Setsid, errno, 0))?;
+    if let Some(mask) = plan.umask {
+        raw::umask(mask);
+    }
+    for &(resource, soft, hard) in plan.rlimits {
+        raw::setrlimit(resource, soft, hard).map_err(|errno| (ChildStep::Rlimit, errno, resource))?;
+    }
+    if let Some(nice) = plan.nice {
+        raw::setpriority_self(nice).map_err(|errno| (ChildStep::Nice, errno, 0))?;
+    }
+    if let Some(score) = plan.oom_score_adj {
+        write_oom_score_adj(score).map_err(|errno| (ChildStep::OomScoreAdj, errno, 0))?;
+    }
+    if let Some(groups) = plan.groups {
+        raw::setgroups(groups).map_err(|errno| (ChildStep::Setgroups, errno, 0))?;
+    }
+    if let Some(gid) = plan.gid {
+        raw::setresgid(gid).map_err(|errno| (ChildStep::Setgid, errno, 0))?;
+    }
+    if let Some(uid) = plan.uid {
+        raw::setresuid(uid).map_err(|errno| (ChildStep::Setuid, errno, 0))?;
+    }
+    if let Some(cwd) = plan.image.cwd() {
+        raw::chdir(cwd).map_err(|errno| (ChildStep::Chdir, errno, 0))?;
+    }
+    if plan.no_new_privs {
+        raw::set_no_new_privs().map_err(|errno| (ChildStep::NoNewPrivs, errno, 0))?;
+    }
+    reset_signals().map_err(|errno| (ChildStep::Signals, errno, 0))
+}
+
+/// Puts every descriptor at its number, whatever the numbers they come from: those that stand where another is to go step aside first.
+fn move_fds(plan: &mut Plan<'_>) -> Result<(), Failure> {
+    let failed = |to: i32| move |errno: Errno| (ChildStep::Dup, errno, to as u32);
+    let (report, numbers) = (plan.report, plan.numbers);
+    plan.report = step_aside(report, numbers).map_err(failed(report))?;
+    for fd in plan.moves.iter_mut() {
+        if fd.from != fd.to {
+            fd.from = step_aside(fd.from, numbers).map_err(failed(fd.to))?;
+        }
+    }
+    for fd in plan.moves.iter() {
+        if fd.from == fd.to {
+            raw::clear_cloexec(fd.to).map_err(failed(fd.to))?;
+        } else {
+            raw::dup3(fd.from, fd.to).map_err(failed(fd.to))?;
+        }
+    }
+    Ok(())
+}
+
+/// A descriptor for the same file at a number that nobody is to get. The lowest such, so that a low RLIMIT_NOFILE does not matter.
+fn step_aside(fd: i32, numbers: &[i32]) -> Result<i32, Errno> {
+    let mut fd = fd;
+    while numbers.contains(&fd) {
+        // Duplicates that land on a wanted number are overwritten by what goes there, or closed by the exec.
+        fd = raw::dup_from(fd, fd + 1)?;
+    }
+    Ok(fd)
+}
+
+/// Marks every descriptor but the wanted ones close-on-exec, whether or not the host remembered to.
+fn close_others(numbers: &[i32]) -> Result<(), Errno> {
+    let mut first = 0_u32;
+    for &number in numbers {
+        let number = number as u32;
+        if first < number {
+            match raw::close_range_cloexec(first, number - 1) {
+                // Before 5.11 it knows no CLOEXEC, before 5.9 it is not there; a filter may refuse it.
+                Err(libc::EINVAL | libc::ENOSYS | libc::EPERM) => return close_others_one_by_one(numbers),
+                other => other?,
+            }
+        }
+        first = number + 1;
+    }
+    match raw::close_range_cloexec(first, u32::MAX) {
+        Err(libc::EINVAL | libc::ENOSYS | libc::EPERM) => close_others_one_by_one(numbers),
+        other => other,
+    }
+}
+
+/// The same by `/proc/self/fd`.
+fn close_others_one_by_one(numbers: &[i32]) -> Result<(), Errno> {
+    let directory = raw::open(c"/proc/self/fd", libc::O_RDONLY | libc::O_DIRECTORY)?;
+    let mut entries = [0_u8; 1024];
+    loop {
+        let filled = raw::getdents64(directory, &mut entries)?;
+        if filled == 0 {
+            return Ok(());
+        }
+        let mut rest = entries.get(..filled).unwrap_or_default();
+        // struct linux_dirent64: ino 8, offset 8, record length 2, type 1, name.
+        while let (Some(&low), Some(&high)) = (rest.get(16), rest.get(17)) {
+            let length = usize::from(u16::from_ne_bytes([low, high])).max(19);
+            if let Some(fd) = number(rest.get(19..).unwrap_or_default())
+                && !numbers.contains(&fd)
+            {
+                raw::set_cloexec(fd)?;
+            }
+            rest = rest.get(length..).unwrap_or_default();
+        }
+    }
+}
+
+/// The decimal number that a NUL-terminated name is, if it is one.
+fn number(name: &[u8]) -> Option<i32> {
+    let mut value: Option<i32> = None;
+    for &byte in name {
+        match byte {
+            b'0'..=b'9' => value = value.unwrap_or(0).checked_mul(10)?.checked_add(i32::from(byte - b'0')),
+            0 => break,
+            _ => return None,
+        }
+        value?;
+    }
+    value
+}
+
+fn write_oom_score_adj(score: &[u8]) -> Result<(), Errno> {
+    let file = raw::open(c"/proc/self/oom_score_adj", libc::O_WRONLY)?;
+    let written = raw::write(file, score);
+    raw::close(file);
+    written.map(drop)
+}
+
+/// Every signal back to its default action, ignored ones too (CLONE_CLEAR_SIGHAND leaves them, and Rust hosts ignore SIGPIPE), none blocked.
+fn reset_signals() -> Result<(), Errno> {
+    for number in 1..=64 {
+        if number != libc::SIGKILL && number != libc::SIGSTOP {
+            raw::default_action(number)?;
+        }
+    }
+    raw::set_signal_mask(0).map(drop)
+}
+
+/// Tries the candidates as execvp(3) does; returns what to report when none could be executed.
+fn exec(image: &ExecImage) -> Failure {
+    let mut best: Failure = (ChildStep::Exec, libc::ENOENT, 0);
+    for (index, path) in (0_u32..).zip(image.candidates()) {
+        // SAFETY: the image's argv and envp are arrays of pointers to its own NUL-terminated strings, each ended by a null pointer.
+        let errno = unsafe { raw::execve(path, image.argv(), image.envp()) };
+        match errno {
+            libc::ENOENT if interpreter_missing(path) => best = (ChildStep::Interpreter, errno, index),
+            libc::ENOENT | libc::ENOTDIR => {}
+            libc::EACCES => best = (ChildStep::Exec, errno, index),
+            _ => return (ChildStep::Exec, errno, index),
+        }
+    }
+    best
+}
+
+/// Whether the file is there, so that ENOENT speaks of the interpreter it names.
+fn interpreter_missing(path: &CStr) -> bool {
+    raw::exists(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::number;
+
+    #[test]
+    fn directory_entries_that_are_no_numbers_are_passed_over() {
+        assert_eq!(number(b"17\0\0\0"), Some(17));
+        assert_eq!(number(b"0\0"), Some(0));
+        assert_eq!(number(b".\0"), None);
+        assert_eq!(number(b"..\0"), None);
+        assert_eq!(number(b"\0"), None);
+        assert_eq!(number(b"99999999999\0"), None);
+    }
+}

@@ -1,0 +1,76 @@
+//! `struct clone_args` and the flags that libc gets wrong.
+
+use core::mem::{offset_of, size_of};
+use core::ptr;
+
+use crate::raw::{self, Errno};
+
+/// The kernel's `struct clone_args` (linux/sched.h), version 2 of Linux 5.7.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct CloneArgs {
+    pub(crate) flags: u64,
+    pub(crate) pidfd: u64,
+    pub(crate) child_tid: u64,
+    pub(crate) parent_tid: u64,
+    pub(crate) exit_signal: u64,
+    pub(crate) stack: u64,
+    pub(crate) stack_size: u64,
+    pub(crate) tls: u64,
+    pub(crate) set_tid: u64,
+    pub(crate) set_tid_size: u64,
+    pub(crate) cgroup: u64,
+}
+
+const _: () = assert!(size_of::<CloneArgs>() == 88);
+const _: () = assert!(offset_of!(CloneArgs, pidfd) == 8);
+const _: () = assert!(offset_of!(CloneArgs, exit_signal) == 32);
+const _: () = assert!(offset_of!(CloneArgs, stack) == 40);
+const _: () = assert!(offset_of!(CloneArgs, cgroup) == 80);
+
+/// Own constants: the two beyond 32 bits overflow libc's `c_int` to 0.
+pub(crate) const CLONE_SIGHAND: u64 = 0x800;
+pub(crate) const CLONE_PIDFD: u64 = 0x1000;
+pub(crate) const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
+pub(crate) const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+const _: () = assert!(CLONE_SIGHAND == libc::CLONE_SIGHAND as u64);
+const _: () = assert!(CLONE_PIDFD == libc::CLONE_PIDFD as u64);
+
+/// Whether the kernel, and a seccomp filter if there is one, let us call clone3 with what we need of it (Linux 5.7).
+///
+/// Asks with a combination of flags that is invalid whatever else holds (CLONE_SIGHAND without CLONE_VM): EINVAL says that the call is there and
+/// understands the whole structure. No permission of a cgroup is involved, so EPERM and ENOSYS are a filter's.
+pub(crate) fn probe() -> Result<(), Errno> {
+    let mut args = CloneArgs { flags: CLONE_SIGHAND | CLONE_INTO_CGROUP, cgroup: 1, ..CloneArgs::default() };
+    match raw::clone3_refusal(size_of::<CloneArgs>(), &mut args) {
+        libc::EINVAL => Ok(()),
+        errno => Err(errno),
+    }
+}
+
+/// A fork-like child: its own copy of memory and file descriptors, on the same stack. Returns its pid and pidfd, or `None` in the child.
+///
+/// # Safety
+/// The child must make raw system calls only, and end in execve or exit_group.
+pub(crate) unsafe fn fork_like(cgroup: Option<i32>) -> Result<Option<(i32, i32)>, Errno> {
+    let mut pidfd: i32 = -1;
+    let mut args = CloneArgs {
+        flags: CLONE_PIDFD | CLONE_CLEAR_SIGHAND,
+        pidfd: (&raw mut pidfd) as u64,
+        exit_signal: libc::SIGCHLD as u64,
+        ..CloneArgs::default()
+    };
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup as u64;
+    }
+    // SAFETY: `args` is a whole clone_args; its only pointer is `pidfd`, an i32 of this frame. The child's conduct is the caller's promise.
+    let pid = unsafe { raw::clone3(&raw mut args, size_of::<CloneArgs>()) }?;
+    if pid == 0 {
+        return Ok(None);
+    }
+    // SAFETY: the kernel has written the number before the call returned; read it where it was written, not where it was last known.
+    let pidfd = unsafe { ptr::read_volatile(&raw const pidfd) };
+    Ok(Some((pid, pidfd)))
+}

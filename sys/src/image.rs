@@ -1,0 +1,150 @@
+//! The exec image: every byte that execve needs, laid out before the clone.
+
+use std::ffi::{CStr, OsStr};
+use std::os::unix::ffi::OsStrExt;
+use std::ptr;
+
+use libc::c_char;
+
+/// A string for the kernel has a NUL byte in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NulByte;
+
+/// Program candidates, arguments, environment and working directory as the kernel takes them: one run of bytes and the pointers into it.
+///
+/// Not `Clone`, and the bytes are never touched again after [`ExecImage::new`]: the pointers stay good when the image moves.
+#[derive(Debug)]
+pub struct ExecImage {
+    bytes: Vec<u8>,
+    argv: Vec<*const c_char>,
+    envp: Vec<*const c_char>,
+    candidates: Vec<usize>,
+    cwd: Option<usize>,
+}
+
+// SAFETY: the pointers lead into `bytes`, which this image alone owns and nobody writes any more; no thread is special to it.
+unsafe impl Send for ExecImage {}
+
+impl ExecImage {
+    /// Lays out an image. A `program` without a slash becomes one candidate for each directory of `path`, as execvp(3) has it (an empty
+    /// directory is the current one); `argv[0]` is the program as given.
+    ///
+    /// # Errors
+    /// [`NulByte`] if any of the strings has one.
+    pub fn new<'a>(
+        program: &'a OsStr,
+        args: impl IntoIterator<Item = &'a OsStr>,
+        env: impl IntoIterator<Item = (&'a OsStr, &'a OsStr)>,
+        path: &OsStr,
+        cwd: Option<&OsStr>,
+    ) -> Result<Self, NulByte> {
+        let mut strings = Strings { bytes: Vec::with_capacity(4096), nul: false };
+        let mut argv = vec![strings.push(&[program.as_bytes()])];
+        argv.extend(args.into_iter().map(|arg| strings.push(&[arg.as_bytes()])));
+        let envp: Vec<usize> = env.into_iter().map(|(key, value)| strings.push(&[key.as_bytes(), b"=", value.as_bytes()])).collect();
+        let cwd = cwd.map(|cwd| strings.push(&[cwd.as_bytes()]));
+        let candidates = if program.as_bytes().contains(&b'/') {
+            vec![argv[0]]
+        } else {
+            path.as_bytes()
+                .split(|&byte| byte == b':')
+                .map(|directory| match directory {
+                    b"" => strings.push(&[b"./", program.as_bytes()]),
+                    directory => strings.push(&[directory, b"/", program.as_bytes()]),
+                })
+                .collect()
+        };
+        if strings.nul {
+            return Err(NulByte);
+        }
+        let bytes = strings.bytes;
+        let (argv, envp) = (pointers(&bytes, &argv), pointers(&bytes, &envp));
+        Ok(Self { bytes, argv, envp, candidates, cwd })
+    }
+
+    /// The path of candidate `index`; what a failure of the exec step names.
+    pub fn candidate(&self, index: u32) -> Option<&OsStr> {
+        let offset = *self.candidates.get(index as usize)?;
+        Some(OsStr::from_bytes(self.string(offset).to_bytes()))
+    }
+
+    pub(crate) fn candidates(&self) -> impl Iterator<Item = &CStr> {
+        self.candidates.iter().map(|&offset| self.string(offset))
+    }
+
+    pub(crate) fn cwd(&self) -> Option<&CStr> {
+        self.cwd.map(|offset| self.string(offset))
+    }
+
+    pub(crate) fn argv(&self) -> *const *const c_char {
+        self.argv.as_ptr()
+    }
+
+    pub(crate) fn envp(&self) -> *const *const c_char {
+        self.envp.as_ptr()
+    }
+
+    fn string(&self, offset: usize) -> &CStr {
+        // Never the default: every offset came from `Strings::push`, which ends its string with the only NUL in it. No scan can fail or panic.
+        self.bytes.get(offset..).and_then(|bytes| CStr::from_bytes_until_nul(bytes).ok()).unwrap_or_default()
+    }
+}
+
+/// The pointers to the strings at `offsets`, ended by a null pointer.
+fn pointers(bytes: &[u8], offsets: &[usize]) -> Vec<*const c_char> {
+    let start: *const c_char = bytes.as_ptr().cast();
+    offsets.iter().map(|&offset| start.wrapping_add(offset)).chain([ptr::null()]).collect()
+}
+
+struct Strings {
+    bytes: Vec<u8>,
+    nul: bool,
+}
+
+impl Strings {
+    /// Appends one NUL-terminated string made of `parts` and returns its offset.
+    fn push(&mut self, parts: &[&[u8]]) -> usize {
+        let offset = self.bytes.len();
+        for part in parts {
+            self.nul |= part.contains(&0);
+            self.bytes.extend_from_slice(part);
+        }
+        self.bytes.push(0);
+        offset
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidates(program: &str, path: &str) -> Vec<String> {
+        let image = ExecImage::new(OsStr::new(program), [], [], OsStr::new(path), None).unwrap();
+        image.candidates().map(|path| path.to_str().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn a_name_is_looked_up_in_every_directory_of_path() {
+        assert_eq!(candidates("ls", "/bin:/usr/bin"), ["/bin/ls", "/usr/bin/ls"]);
+        assert_eq!(candidates("ls", "/bin::/x"), ["/bin/ls", "./ls", "/x/ls"]);
+        assert_eq!(candidates("ls", ""), ["./ls"]);
+    }
+
+    #[test]
+    fn a_name_with_a_slash_is_a_path() {
+        assert_eq!(candidates("./ls", "/bin"), ["./ls"]);
+        assert_eq!(candidates("/bin/ls", "/usr/bin"), ["/bin/ls"]);
+    }
+
+    #[test]
+    fn a_nul_byte_is_refused_wherever_it_stands() {
+        let nul = OsStr::new("a\0b");
+        let ok = OsStr::new("ab");
+        let path = OsStr::new("/bin");
+        assert_eq!(ExecImage::new(nul, [], [], path, None).unwrap_err(), NulByte);
+        assert_eq!(ExecImage::new(ok, [nul], [], path, None).unwrap_err(), NulByte);
+        assert_eq!(ExecImage::new(ok, [], [(ok, nul)], path, None).unwrap_err(), NulByte);
+        assert_eq!(ExecImage::new(ok, [], [], nul, None).unwrap_err(), NulByte);
+        assert_eq!(ExecImage::new(ok, [], [], path, Some(nul)).unwrap_err(), NulByte);
+    }
+}

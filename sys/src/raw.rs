@@ -1,0 +1,183 @@
+//! System calls as the child half needs them: no libc, no errno, no allocation, no lock, nothing that can panic.
+//!
+//! The wrappers that take no pointer are safe functions: whatever their arguments, the kernel touches none of our memory.
+
+use core::ffi::CStr;
+use core::ptr;
+
+use libc::{c_char, c_long};
+
+use crate::arch::syscall6;
+
+/// An error number, positive.
+pub(crate) type Errno = i32;
+
+/// The size of the kernel's signal set, in bytes.
+const SIGSET_BYTES: usize = 8;
+
+fn check(result: isize) -> Result<usize, Errno> {
+    // The kernel answers errors as -4095 to -1.
+    if (-4095..0).contains(&result) { Err(-result as Errno) } else { Ok(result as usize) }
+}
+
+/// A call without pointers among its arguments.
+fn plain(number: c_long, args: [usize; 6]) -> Result<usize, Errno> {
+    // SAFETY: the callers below pass integers only, to calls that take only integers.
+    check(unsafe { syscall6(number, args) })
+}
+
+pub(crate) fn dup_from(fd: i32, lowest: i32) -> Result<i32, Errno> {
+    plain(libc::SYS_fcntl, [fd as usize, libc::F_DUPFD_CLOEXEC as usize, lowest as usize, 0, 0, 0]).map(|fd| fd as i32)
+}
+
+pub(crate) fn dup3(from: i32, to: i32) -> Result<(), Errno> {
+    plain(libc::SYS_dup3, [from as usize, to as usize, 0, 0, 0, 0]).map(drop)
+}
+
+pub(crate) fn clear_cloexec(fd: i32) -> Result<(), Errno> {
+    plain(libc::SYS_fcntl, [fd as usize, libc::F_SETFD as usize, 0, 0, 0, 0]).map(drop)
+}
+
+pub(crate) fn set_cloexec(fd: i32) -> Result<(), Errno> {
+    plain(libc::SYS_fcntl, [fd as usize, libc::F_SETFD as usize, libc::FD_CLOEXEC as usize, 0, 0, 0]).map(drop)
+}
+
+pub(crate) fn close(fd: i32) {
+    // Linux frees the number whatever close answers.
+    let _ = plain(libc::SYS_close, [fd as usize, 0, 0, 0, 0, 0]);
+}
+
+pub(crate) fn close_range_cloexec(first: u32, last: u32) -> Result<(), Errno> {
+    plain(libc::SYS_close_range, [first as usize, last as usize, libc::CLOSE_RANGE_CLOEXEC as usize, 0, 0, 0]).map(drop)
+}
+
+pub(crate) fn setsid() -> Result<(), Errno> {
+    plain(libc::SYS_setsid, [0; 6]).map(drop)
+}
+
+pub(crate) fn umask(mask: u32) {
+    let _ = plain(libc::SYS_umask, [mask as usize, 0, 0, 0, 0, 0]);
+}
+
+pub(crate) fn setpriority_self(nice: i32) -> Result<(), Errno> {
+    plain(libc::SYS_setpriority, [libc::PRIO_PROCESS as usize, 0, nice as usize, 0, 0, 0]).map(drop)
+}
+
+pub(crate) fn setresgid(gid: u32) -> Result<(), Errno> {
+    plain(libc::SYS_setresgid, [gid as usize, gid as usize, gid as usize, 0, 0, 0]).map(drop)
+}
+
+pub(crate) fn setresuid(uid: u32) -> Result<(), Errno> {
+    plain(libc::SYS_setresuid, [uid as usize, uid as usize, uid as usize, 0, 0, 0]).map(drop)
+}
+
+pub(crate) fn set_no_new_privs() -> Result<(), Errno> {
+    plain(libc::SYS_prctl, [libc::PR_SET_NO_NEW_PRIVS as usize, 1, 0, 0, 0, 0]).map(drop)
+}
+
+pub(crate) fn exit_group(code: i32) -> ! {
+    loop {
+        let _ = plain(libc::SYS_exit_group, [code as usize, 0, 0, 0, 0, 0]);
+    }
+}
+
+pub(crate) fn setrlimit(resource: u32, soft: u64, hard: u64) -> Result<(), Errno> {
+    // struct rlimit64: two u64, soft first.
+    let limit = [soft, hard];
+    let args = [0, resource as usize, (&raw const limit) as usize, 0, 0, 0];
+    // SAFETY: prlimit64(0, resource, new, NULL) reads 16 bytes at `new`, which `limit` is.
+    check(unsafe { syscall6(libc::SYS_prlimit64, args) }).map(drop)
+}
+
+pub(crate) fn setgroups(groups: &[u32]) -> Result<(), Errno> {
+    let args = [groups.len(), groups.as_ptr() as usize, 0, 0, 0, 0];
+    // SAFETY: setgroups(n, list) reads n gid_t at list; gid_t is u32 on both architectures, `groups` holds n of them.
+    check(unsafe { syscall6(libc::SYS_setgroups, args) }).map(drop)
+}
+
+pub(crate) fn chdir(path: &CStr) -> Result<(), Errno> {
+    let args = [path.as_ptr() as usize, 0, 0, 0, 0, 0];
+    // SAFETY: chdir reads a NUL-terminated string, which a CStr is.
+    check(unsafe { syscall6(libc::SYS_chdir, args) }).map(drop)
+}
+
+pub(crate) fn exists(path: &CStr) -> bool {
+    let args = [libc::AT_FDCWD as usize, path.as_ptr() as usize, libc::F_OK as usize, 0, 0, 0];
+    // SAFETY: faccessat reads a NUL-terminated string, which a CStr is.
+    check(unsafe { syscall6(libc::SYS_faccessat, args) }).is_ok()
+}
+
+pub(crate) fn open(path: &CStr, flags: i32) -> Result<i32, Errno> {
+    let args = [libc::AT_FDCWD as usize, path.as_ptr() as usize, (flags | libc::O_CLOEXEC) as usize, 0, 0, 0];
+    // SAFETY: openat reads a NUL-terminated string, which a CStr is.
+    check(unsafe { syscall6(libc::SYS_openat, args) }).map(|fd| fd as i32)
+}
+
+pub(crate) fn write(fd: i32, bytes: &[u8]) -> Result<usize, Errno> {
+    let args = [fd as usize, bytes.as_ptr() as usize, bytes.len(), 0, 0, 0];
+    // SAFETY: write reads `len` bytes at the pointer, which the slice is.
+    check(unsafe { syscall6(libc::SYS_write, args) })
+}
+
+pub(crate) fn read(fd: i32, buffer: &mut [u8]) -> Result<usize, Errno> {
+    let args = [fd as usize, buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0];
+    // SAFETY: read writes at most `len` bytes at the pointer, which the slice is.
+    check(unsafe { syscall6(libc::SYS_read, args) })
+}
+
+pub(crate) fn getdents64(fd: i32, buffer: &mut [u8]) -> Result<usize, Errno> {
+    let args = [fd as usize, buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0];
+    // SAFETY: getdents64 writes at most `len` bytes at the pointer, which the slice is.
+    check(unsafe { syscall6(libc::SYS_getdents64, args) })
+}
+
+/// Gives signal `number` its default action.
+pub(crate) fn default_action(number: i32) -> Result<(), Errno> {
+    // The kernel's struct sigaction: handler (SIG_DFL is 0), flags, restorer, mask: 32 bytes, all zero here.
+    let action = [0_u64; 4];
+    let args = [number as usize, (&raw const action) as usize, 0, SIGSET_BYTES, 0, 0];
+    // SAFETY: rt_sigaction(number, new, NULL, 8) reads a kernel sigaction of at most 32 bytes at `new`, which `action` is.
+    check(unsafe { syscall6(libc::SYS_rt_sigaction, args) }).map(drop)
+}
+
+/// Replaces the thread's signal mask and returns the old one.
+pub(crate) fn set_signal_mask(mask: u64) -> Result<u64, Errno> {
+    let mut old = 0_u64;
+    let args = [libc::SIG_SETMASK as usize, (&raw const mask) as usize, (&raw mut old) as usize, SIGSET_BYTES, 0, 0];
+    // SAFETY: rt_sigprocmask reads 8 bytes at `new` and writes 8 at `old`; both are u64 of this frame.
+    check(unsafe { syscall6(libc::SYS_rt_sigprocmask, args) }).map(|_| old)
+}
+
+/// Executes a program; comes back only with an error.
+///
+/// # Safety
+/// `argv` and `envp` must point to arrays of pointers to NUL-terminated strings, each array ended by a null pointer.
+pub(crate) unsafe fn execve(path: &CStr, argv: *const *const c_char, envp: *const *const c_char) -> Errno {
+    let args = [path.as_ptr() as usize, argv as usize, envp as usize, 0, 0, 0];
+    // SAFETY: execve reads the path, a CStr, and the two arrays, which the caller promises.
+    match check(unsafe { syscall6(libc::SYS_execve, args) }) {
+        Err(errno) => errno,
+        Ok(_) => 0,
+    }
+}
+
+/// `clone3` with `arguments` of `size` bytes: the child's pid, or 0 in the child.
+///
+/// # Safety
+/// `arguments` must be a valid `struct clone_args` of at least `size` bytes. Without CLONE_VM the child goes on with a copy of this memory
+/// and must make raw system calls only: the C library's idea of the thread is the parent's.
+pub(crate) unsafe fn clone3(arguments: *mut crate::clone3::CloneArgs, size: usize) -> Result<i32, Errno> {
+    let args = [arguments as usize, size, 0, 0, 0, 0];
+    // SAFETY: the caller promises valid arguments; the kernel reads `size` bytes there.
+    check(unsafe { syscall6(libc::SYS_clone3, args) }).map(|pid| pid as i32)
+}
+
+/// Asks the kernel whether it has clone3 at all: EINVAL means it has.
+pub(crate) fn clone3_refusal(size: usize, arguments: &mut crate::clone3::CloneArgs) -> Errno {
+    let args = [ptr::from_mut(arguments) as usize, size, 0, 0, 0, 0];
+    // SAFETY: the caller passes a combination of flags that the kernel must refuse, so no child can come of it; it reads at most the structure.
+    match check(unsafe { syscall6(libc::SYS_clone3, args) }) {
+        Err(errno) => errno,
+        Ok(_) => 0,
+    }
+}
