@@ -1,0 +1,252 @@
+//! What every test file shares: a host with directories of its own, a fresh process for tests that count or change what a process has, and waiting
+//! with a deadline.
+
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use iron_exec::{Builder, CgroupBase, Event, Events, JobId, Status, Worker};
+
+/// How long a test waits for anything before it fails.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The environment variable that tells a test that it runs in its own fresh process.
+const ISOLATED: &str = "IRON_EXEC_TEST_ISOLATED";
+
+/// Runs `body` in a fresh process with one thread: for tests that count or change what belongs to the whole process (descriptors, zombies, limits,
+/// signal dispositions, seccomp). `name` is the test's own path, as libtest knows it.
+pub fn isolated(name: &str, body: impl FnOnce()) {
+    if std::env::var_os(ISOLATED).is_some() {
+        body();
+        return;
+    }
+    let program = std::env::current_exe().expect("the test binary's path");
+    run_isolated(process::Command::new(program).args(arguments(name)));
+}
+
+/// As [`isolated`], in a process that ignores SIGCHLD from its start.
+pub fn isolated_ignoring_sigchld(name: &str, body: impl FnOnce()) {
+    if std::env::var_os(ISOLATED).is_some() {
+        body();
+        return;
+    }
+    let program = std::env::current_exe().expect("the test binary's path");
+    // An ignored signal stays ignored across an exec.
+    let mut command = process::Command::new("/bin/sh");
+    command.args(["-c", "trap '' CHLD; exec \"$0\" \"$@\""]).arg(program).args(arguments(name));
+    run_isolated(&mut command);
+}
+
+fn arguments(name: &str) -> [&str; 4] {
+    ["--exact", name, "--nocapture", "--test-threads=1"]
+}
+
+fn run_isolated(command: &mut process::Command) {
+    let output = command.env(ISOLATED, "1").output().expect("the test binary runs again");
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    print!("{text}");
+    assert!(output.status.success(), "the isolated process failed with {}", output.status);
+    assert!(text.contains("1 passed"), "the isolated process ran no test: is the name right?");
+}
+
+/// Says loudly that a test cannot run here. On CI that is a failure.
+#[must_use]
+pub fn cannot_run(reason: &str) -> bool {
+    assert!(std::env::var_os("CI").is_none(), "this test must run on CI, but: {reason}");
+    eprintln!("SKIPPED, this test did not run: {reason}");
+    true
+}
+
+/// Whether the test has to be skipped because we are not root.
+#[must_use]
+pub fn not_root() -> bool {
+    !rustix::process::geteuid().is_root() && cannot_run("it needs root")
+}
+
+/// A log directory and a cgroup base of one test's own; both go with it.
+pub struct Host {
+    pub log_dir: tempfile::TempDir,
+    pub base: Option<PathBuf>,
+}
+
+impl Host {
+    pub fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("iron-exec-test-{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let base = cgroup2_mount().filter(|_| rustix::process::geteuid().is_root()).map(|mount| mount.join(name));
+        Self { log_dir: tempfile::Builder::new().prefix("iron-exec-test-").tempdir().expect("a temporary directory"), base }
+    }
+
+    /// A builder with this host's directories; without cgroups where there are none.
+    pub fn builder(&self) -> Builder {
+        let base = self.base.clone().map_or(CgroupBase::Off, CgroupBase::Path);
+        Worker::builder().log_dir(self.log_dir.path()).cgroup_base(base)
+    }
+
+    pub fn worker(&self) -> Worker {
+        self.builder().build().expect("a worker")
+    }
+
+    /// Whether the test has to be skipped because jobs have no cgroups here.
+    #[must_use]
+    pub fn has_no_cgroups(&self) -> bool {
+        self.base.is_none() && cannot_run("it needs root and a cgroup2 mount")
+    }
+
+    /// The names in the log directory, without the worker's own lock directory.
+    pub fn logs(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.log_dir.path()).expect("the log directory");
+        let mut names: Vec<String> = entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+        names.retain(|name| !name.starts_with(".iron-exec"));
+        names.sort();
+        names
+    }
+
+    /// The names of the job cgroups below the base.
+    pub fn cgroups(&self) -> Vec<String> {
+        let Some(base) = &self.base else { return Vec::new() };
+        let Ok(entries) = fs::read_dir(base) else { return Vec::new() };
+        let directories = entries.map(|entry| entry.expect("an entry")).filter(|entry| entry.path().is_dir());
+        directories.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Some(base) = &self.base {
+            // A failing test may leave jobs behind: they go with it.
+            let _ = fs::write(base.join("cgroup.kill"), "1");
+            let deadline = Instant::now() + Duration::from_secs(5);
+            while base.exists() && Instant::now() < deadline {
+                for name in self.cgroups() {
+                    let _ = fs::remove_dir(base.join(name));
+                }
+                let _ = fs::remove_dir(base);
+            }
+        }
+    }
+}
+
+fn cgroup2_mount() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+    let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    fields.find(|fields| fields.get(2) == Some(&"cgroup2")).map(|fields| PathBuf::from(fields[1]))
+}
+
+/// Everything of this process, and of a host's directories, that a failure could leave behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Census {
+    pub fds: BTreeMap<i32, String>,
+    pub children: Vec<String>,
+    pub watches: usize,
+    pub cgroups: Vec<String>,
+    pub logs: Vec<String>,
+}
+
+impl Census {
+    pub fn take(host: &Host) -> Self {
+        let mut logs = host.logs();
+        logs.sort();
+        Self { fds: open_fds(), children: children(), watches: inotify_watches(), cgroups: host.cgroups(), logs }
+    }
+}
+
+/// The open descriptors of this process and what they are. Numbers inside names (of pipes, of inodes) are left out: they differ from one life to the
+/// next.
+pub fn open_fds() -> BTreeMap<i32, String> {
+    let directory = fs::File::open("/proc/self/fd").expect("/proc/self/fd");
+    let own = directory.as_raw_fd();
+    let entries = fs::read_dir("/proc/self/fd").expect("/proc/self/fd").collect::<Vec<_>>();
+    let numbers = entries.iter().filter_map(|entry| entry.as_ref().ok()?.file_name().to_str()?.parse::<i32>().ok());
+    let with_targets = numbers.filter_map(|number| Some((number, fs::read_link(format!("/proc/self/fd/{number}")).ok()?)));
+    with_targets
+        .filter(|(number, _)| *number != own)
+        .map(|(number, target)| (number, target.to_string_lossy().chars().filter(|character| !character.is_ascii_digit()).collect()))
+        .collect()
+}
+
+/// Every child of this process, zombies included, as `pid (name) state`.
+pub fn children() -> Vec<String> {
+    let own = process::id().to_string();
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").expect("/proc").flatten() {
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+        let Some((head, tail)) = stat.rsplit_once(')') else { continue };
+        let mut fields = tail.split_whitespace();
+        let (state, parent) = (fields.next().unwrap_or(""), fields.next().unwrap_or(""));
+        if parent == own {
+            found.push(format!("{head}) {state}"));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The inotify watches of this process, over all its instances.
+pub fn inotify_watches() -> usize {
+    let mut watches = 0;
+    for (number, target) in open_fds() {
+        if target.contains("inotify") {
+            let info = fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap_or_default();
+            watches += info.lines().filter(|line| line.starts_with("inotify wd:")).count();
+        }
+    }
+    watches
+}
+
+/// The number of threads of this process.
+pub fn threads() -> usize {
+    fs::read_dir("/proc/self/task").expect("/proc/self/task").count()
+}
+
+/// Turns the loop until `done` says so; returns every event on the way.
+pub fn turn_until(worker: &mut Worker, mut done: impl FnMut(&mut Worker, &[Event]) -> bool) -> Vec<Event> {
+    let deadline = Instant::now() + DEADLINE;
+    let mut events = Events::new();
+    let mut seen = Vec::new();
+    while !done(worker, &seen) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        assert!(!left.is_zero(), "the deadline has passed; events so far: {seen:#?}");
+        worker.turn(&mut events, Some(left)).expect("a turn");
+        seen.extend(events.drain());
+    }
+    seen
+}
+
+/// Turns the loop until a job has finished; returns its status. Unlike `Worker::wait` it cannot hang a test.
+pub fn finish(worker: &mut Worker, job: JobId) -> Status {
+    turn_until(worker, |worker, _| worker.query(job).expect("the job").is_finished());
+    worker.query(job).expect("the job")
+}
+
+/// Waits until `done` says so, for things that send no event (a process of another process, say).
+pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !done() {
+        assert!(Instant::now() < deadline, "the deadline has passed: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// The job's bytes as its log gives them back.
+pub fn output_of(status: &Status) -> Vec<u8> {
+    read_log(status.log.as_ref().expect("the job has a log"))
+}
+
+/// The job's bytes as the log at `path` gives them back.
+pub fn read_log(path: &Path) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut iron_exec::LogReader::open(path).expect("the log"), &mut bytes).expect("the log reads");
+    bytes
+}
+
+/// Whether a process exists, be it as a zombie.
+pub fn process_exists(pid: i32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
