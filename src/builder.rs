@@ -35,11 +35,22 @@ pub struct Builder {
     settings: Settings,
 }
 
-impl Builder {
-    pub(crate) fn new() -> Self {
-        Self::default()
+impl Worker {
+    /// A worker with default settings: logs in `/tmp`, cgroups where they can be had.
+    ///
+    /// # Errors
+    /// As [`Builder::build`].
+    pub fn new() -> Result<Self, BuildError> {
+        Self::builder().build()
     }
 
+    /// A worker with other settings.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+}
+
+impl Builder {
     /// The directory of the log files. Default: `/tmp`. It must exist.
     ///
     /// The worker keeps a lock in `.iron-exec-UID` below it as long as it lives, by which others can tell a live log from a left-over.
@@ -156,7 +167,13 @@ impl Builder {
         let settings = self.settings;
         let nofile = if settings.raise_nofile { raise_nofile()? } else { None };
         let rungs = process::probe_rungs();
-        let rung = choose_rung(&rungs, settings.rung)?;
+        let rung = match settings.rung {
+            Some(rung) => match rungs.iter().find(|report| report.rung == rung).and_then(|report| report.missing) {
+                Some(reason) => return Err(BuildError::Rung { rung, reason }),
+                None => rung,
+            },
+            None => process::best_rung(&rungs),
+        };
         let (cgroups, cgroup_missing) = match CgroupTree::discover(&settings.cgroup_base)? {
             Discovery::Found(tree) => (Some(tree), None),
             Discovery::Missing(reason) => (None, Some(reason)),
@@ -174,17 +191,6 @@ impl Builder {
         let log_dir = LogDir::open(&settings.log_dir)?;
         let reactor = Reactor::new(settings, log_dir, cgroups)?;
         Ok(Worker::assemble(reactor, Host { rung, null: Arc::new(null), nofile }, capabilities))
-    }
-}
-
-/// The rung asked for, or the best there is.
-pub(crate) fn choose_rung(rungs: &[crate::model::capabilities::RungReport], asked: Option<Rung>) -> Result<Rung, BuildError> {
-    match asked {
-        Some(rung) => match rungs.iter().find(|report| report.rung == rung).and_then(|report| report.missing) {
-            Some(reason) => Err(BuildError::Rung { rung, reason }),
-            None => Ok(rung),
-        },
-        None => Ok(rungs.iter().find(|report| report.missing.is_none()).map_or(Rung::Fork, |report| report.rung)),
     }
 }
 

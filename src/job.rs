@@ -672,9 +672,10 @@ impl Job {
 
     fn on_pidfd(&mut self, lent: &mut Lent<'_>) {
         if self.life.is_starting() {
-            // Its last word stands on the link. None there although it is dead: it was killed on its way.
-            self.on_report(lent);
+            // A failure would stand on the link by now. That may still be open, in a child of another thread between its fork and its exec.
+            let input = self.read_report(lent).unwrap_or(Input::Executed);
             self.decide_start(lent);
+            let _ = self.feed(input, lent);
         }
         if self.life.exit().is_some() {
             return;

@@ -4,7 +4,6 @@ use std::io::{self, BufRead, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use crate::builder::{Builder, choose_rung};
 use crate::job::{Host, Job};
 use crate::kernel::process;
 use crate::kernel::stream::LogStream;
@@ -63,19 +62,6 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker with default settings: logs in `/tmp`, cgroups where they can be had.
-    ///
-    /// # Errors
-    /// As [`Builder::build`].
-    pub fn new() -> Result<Self, crate::BuildError> {
-        Self::builder().build()
-    }
-
-    /// A worker with other settings.
-    pub fn builder() -> Builder {
-        Builder::new()
-    }
-
     pub(crate) fn assemble(reactor: Reactor, host: Host, capabilities: Capabilities) -> Self {
         let is_rung_forced = reactor.settings.rung.is_some();
         Self { table: Table::default(), reactor, host, capabilities, is_rung_forced }
@@ -88,7 +74,7 @@ impl Worker {
 
     /// Starts a job, in the name of [`Command::owner`].
     ///
-    /// With confirmation (the default) it waits, up to [`Builder::confirm_timeout`], until the program was executed.
+    /// With confirmation (the default) it waits, up to [`Builder::confirm_timeout`](crate::Builder::confirm_timeout), until the program was executed.
     ///
     /// # Errors
     /// See [`StartError`]: nothing is left of a job that was not started.
@@ -306,7 +292,7 @@ impl Worker {
             return false;
         }
         self.capabilities.rungs = process::probe_rungs();
-        let Ok(rung) = choose_rung(&self.capabilities.rungs, None) else { return false };
+        let rung = process::best_rung(&self.capabilities.rungs);
         let has_changed = rung != self.host.rung;
         (self.host.rung, self.capabilities.rung) = (rung, rung);
         has_changed

@@ -112,7 +112,7 @@ impl CgroupTree {
     pub(crate) fn make(&mut self, name: &str) -> io::Result<JobCgroup> {
         match rustix::fs::mkdirat(&self.directory, name, Mode::from_raw_mode(0o755)) {
             // Another worker, ending, has removed the base that we share.
-            Err(Errno::NOENT) if self.is_own => {
+            Err(Errno::NOENT) => {
                 (self.directory, _) = open_base(&self.base)?;
                 rustix::fs::mkdirat(&self.directory, name, Mode::from_raw_mode(0o755))?;
             }

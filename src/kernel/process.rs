@@ -243,6 +243,11 @@ pub(crate) fn probe_rungs() -> Vec<RungReport> {
         .collect()
 }
 
+/// The best rung of those that can be had; fork always can.
+pub(crate) fn best_rung(rungs: &[RungReport]) -> Rung {
+    rungs.iter().find(|report| report.missing.is_none()).map_or(Rung::Fork, |report| report.rung)
+}
+
 /// Whether the kernel tells how a process ended that somebody else has reaped.
 pub(crate) fn probe_exit_info() -> bool {
     rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).is_ok_and(|own| pidfd::exit_info(own.as_fd()).is_ok())

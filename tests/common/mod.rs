@@ -19,7 +19,7 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 /// The environment variable that tells a test that it runs in its own fresh process.
 const ISOLATED: &str = "IRON_EXEC_TEST_ISOLATED";
 
-/// Runs `body` in a fresh process with one thread: for tests that count or change what belongs to the whole process (descriptors, zombies, limits,
+/// Runs `body` in a fresh process of its own (libtest adds one thread to it): for tests that count or change what belongs to the whole process (descriptors, zombies, limits,
 /// signal dispositions, seccomp). `name` is the test's own path, as libtest knows it.
 pub fn isolated(name: &str, body: impl FnOnce()) {
     if std::env::var_os(ISOLATED).is_some() {
@@ -37,10 +37,8 @@ pub fn isolated_ignoring_sigchld(name: &str, body: impl FnOnce()) {
         return;
     }
     let program = std::env::current_exe().expect("the test binary's path");
-    // An ignored signal stays ignored across an exec.
-    let mut command = process::Command::new("/bin/sh");
-    command.args(["-c", "trap '' CHLD; exec \"$0\" \"$@\""]).arg(program).args(arguments(name));
-    run_isolated(&mut command);
+    // An ignored signal stays ignored across an exec. (Not every shell can do this: dash keeps SIGCHLD to itself.)
+    run_isolated(process::Command::new("env").arg("--ignore-signal=CHLD").arg(program).args(arguments(name)));
 }
 
 fn arguments(name: &str) -> [&str; 4] {
