@@ -85,3 +85,8 @@ pub mod framing {
     pub use crate::logic::cri;
     pub use crate::logic::lines::{Ending, LineSplitter, Piece};
 }
+
+/// The README's example, compiled and run as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
