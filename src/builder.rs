@@ -6,16 +6,20 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::job::Host;
+use crate::job::{Host, unix_millis};
 use crate::kernel::cgroup::{CgroupTree, Discovery};
 use crate::kernel::log_dir::LogDir;
 use crate::kernel::{process, stdio};
+use crate::logic::ids::Ids;
 use crate::model::capabilities::{Capabilities, Rung};
 use crate::model::error::BuildError;
 use crate::model::output::LogFormat;
 use crate::model::settings::{CgroupBase, EnvBase, Settings};
 use crate::reactor::Reactor;
 use crate::worker::Worker;
+
+/// The largest `line_bytes_max`.
+const LINE_BYTES_LIMIT: usize = 8 << 20;
 
 /// Builds a [`Worker`]. Every setting has a default that suits a host of thousands of jobs.
 ///
@@ -133,9 +137,10 @@ impl Builder {
         self
     }
 
-    /// The length, in bytes, above which a line is logged in pieces. At least 1. Default: 16 KiB.
+    /// The length, in bytes, above which a line is logged in pieces. At least 1, at most 8 MiB. Default: 16 KiB.
     pub fn line_bytes_max(mut self, bytes: usize) -> Self {
-        self.settings.line_bytes_max = bytes.max(1);
+        // Readers hold a whole record, and have a limit of their own.
+        self.settings.line_bytes_max = bytes.clamp(1, LINE_BYTES_LIMIT);
         self
     }
 
@@ -188,9 +193,10 @@ impl Builder {
             nofile: getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX),
         };
         let null = stdio::open_null().map_err(|source| BuildError::Io { operation: "opening /dev/null", source })?;
-        let log_dir = LogDir::open(&settings.log_dir)?;
+        let mut ids = Ids::default();
+        let log_dir = LogDir::open(&settings.log_dir, ids.next(unix_millis()))?;
         let reactor = Reactor::new(settings, log_dir, cgroups)?;
-        Ok(Worker::assemble(reactor, Host { rung, null: Arc::new(null), nofile }, capabilities))
+        Ok(Worker::assemble(reactor, Host { ids, rung, null: Arc::new(null), nofile }, capabilities))
     }
 }
 

@@ -21,13 +21,14 @@ use crate::kernel::stream::{LogProgress, LogStream};
 use crate::kernel::watcher::{Watch, Watcher};
 use crate::logic::cri::{self, Stamp};
 use crate::logic::deadlines::{Deadline, DeadlineQueue};
+use crate::logic::ids::Ids;
 use crate::logic::lifecycle::{Action, Input, Lifecycle, Timer};
 use crate::logic::lines::{Ending, LineSplitter, Piece};
 use crate::logic::names;
 use crate::logic::token::{Key, Source, Target};
 use crate::model::capabilities::Rung;
 use crate::model::command::Command;
-use crate::model::error::{JobError, errno, StartFailure, Step, StreamError};
+use crate::model::error::{JobError, StartFailure, Step, StreamError, errno};
 use crate::model::event::Event;
 use crate::model::id::{JobId, OwnerId};
 use crate::model::output::{Capture, LogFormat, OutputStream, StreamSelect, Timestamp};
@@ -69,6 +70,8 @@ pub(crate) struct Lent<'a> {
 /// What every start of a worker has in common.
 #[derive(Debug)]
 pub(crate) struct Host {
+    /// Where the ids of jobs come from.
+    pub(crate) ids: Ids,
     /// The rung that jobs are started on.
     pub(crate) rung: Rung,
     /// `/dev/null`.
@@ -206,6 +209,8 @@ pub(crate) struct Job {
     deadlines: Deadlines,
     turn: u64,
     budget_left: usize,
+    /// The output that is read first: 1 after a turn in which output 0 used up the budget.
+    reads_first: usize,
     count: OutputCount,
     started: SystemTime,
     started_at: Instant,
@@ -285,8 +290,8 @@ impl Drop for Undo<'_, '_> {
 
 impl Job {
     /// Starts a job that will be at `key` in the table: log, pipes, cgroup, exec image, process, in this order.
-    pub(crate) fn start(command: &Command, owner: OwnerId, key: Key, host: &Host, lent: &mut Lent<'_>) -> Result<Self, StartFailure> {
-        let (id, rung) = (JobId::new(), host.rung);
+    pub(crate) fn start(command: &Command, owner: OwnerId, key: Key, host: &mut Host, lent: &mut Lent<'_>) -> Result<Self, StartFailure> {
+        let (id, rung) = (JobId::from(host.ids.next(unix_millis())), host.rung);
         let name = names::safe_name(command.name.as_ref().map_or(command.program.as_os_str(), |name| name.as_ref()));
         let entry = names::entry_name(&name, id);
         let settings = lent.settings;
@@ -303,7 +308,8 @@ impl Job {
                 undo.lent.log_dir.mark(fd, log.name(), format).map_err(failed)?;
             }
         }
-        let mut stdio = Stdio::new(&command.stdin, command.capture, &host.null).map_err(|error| StartFailure::new(Step::Pipe, None, &error))?;
+        let mut stdio =
+            Stdio::new(&command.stdin, command.capture, &host.null).map_err(|error| StartFailure::new(Step::Pipe, None, &error))?;
         if let Some(tree) = undo.lent.cgroups.as_mut() {
             let path = tree.path_named(&entry);
             undo.cgroup = Some(tree.make(&entry).map_err(|error| StartFailure::new(Step::Cgroup, Some(&path), &error))?);
@@ -339,8 +345,7 @@ impl Job {
         // Everything exists: from here on the job owns it.
         undo.registered.clear();
         let from = std::mem::take(&mut stdio.from);
-        let new_output =
-            |fd| Output { fd, splitter: LineSplitter::new(settings.line_bytes_max), readable: false, hung_up: false };
+        let new_output = |fd| Output { fd, splitter: LineSplitter::new(settings.line_bytes_max), readable: false, hung_up: false };
         let (outputs, piped) = if captured { (from.map(|fd| fd.map(new_output)), [None, None]) } else { ([None, None], from) };
         let log = undo.log.take().map(|file| Log {
             file,
@@ -377,6 +382,7 @@ impl Job {
             deadlines: Deadlines::default(),
             turn: 0,
             budget_left: 0,
+            reads_first: 0,
             count: OutputCount::default(),
             started,
             started_at,
@@ -463,16 +469,14 @@ impl Job {
     /// Something changed in the job's cgroup.
     pub(crate) fn on_tree_notice(&mut self, lent: &mut Lent<'_>) {
         let (Some(tree), Some(cgroup)) = (lent.cgroups.as_ref(), self.cgroup.as_ref()) else { return };
-        // The watch goes first: a cgroup that is removed takes no leave.
         if self.life.exit().is_none() && self.failure.is_none() {
             return;
         }
-        match tree.remove(cgroup) {
-            Ok(true) => self.tree_gone(lent),
-            Ok(false) | Err(_) => {
-                self.tree_looks += 1;
-                self.look_again(lent);
-            }
+        if let Ok(true) = tree.remove(cgroup) {
+            self.tree_gone(lent);
+        } else {
+            self.tree_looks += 1;
+            self.look_again(lent);
         }
     }
 
@@ -611,6 +615,11 @@ impl Job {
 
     pub(crate) fn is_hidden(&self) -> bool {
         self.hidden
+    }
+
+    /// Whether its log is open; one that has ended stays in the list of open logs until that is cleared.
+    pub(crate) fn has_open_log(&self) -> bool {
+        self.log.as_ref().is_some_and(|log| log.file.fd().is_some())
     }
 
     /// Makes room among the open logs by closing this one; one that was written lately is passed over once.
@@ -831,8 +840,12 @@ impl Job {
             self.budget_left = lent.settings.read_budget_bytes;
         }
         let mut seen = 0;
-        for index in 0..self.outputs.len() {
+        for index in [self.reads_first, 1 - self.reads_first] {
             seen += self.read_output(index, lent);
+        }
+        if seen > 0 {
+            // A loud output must not leave the other unread for ever.
+            self.reads_first = if self.budget_left == 0 { 1 - self.reads_first } else { 0 };
         }
         self.write_records(lent);
         if seen > 0 && self.life.is_draining_by_deadline() {
@@ -1064,6 +1077,11 @@ fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
             Err(errno) => return Err(errno.into()),
         }
     }
+}
+
+/// The wall clock in milliseconds since 1970.
+pub(crate) fn unix_millis() -> u64 {
+    unix_nanos() / 1_000_000
 }
 
 /// The wall clock; before 1970 it says 1970.

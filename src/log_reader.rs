@@ -160,9 +160,7 @@ impl Following {
     fn wait(&mut self) -> io::Result<()> {
         let timeout = if std::mem::take(&mut self.look_soon) { LOOK_SOON } else { LOOK_EVERY };
         let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: i64::from(timeout.subsec_nanos()) };
-        let ready = rustix::io::retry_on_intr(|| {
-            rustix::event::poll(&mut [PollFd::new(&self.inotify, PollFlags::IN)], Some(&timeout))
-        })?;
+        let ready = rustix::io::retry_on_intr(|| rustix::event::poll(&mut [PollFd::new(&self.inotify, PollFlags::IN)], Some(&timeout)))?;
         if ready == 0 {
             return Ok(());
         }

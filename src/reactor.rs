@@ -25,6 +25,9 @@ const BATCHES_PER_TURN: usize = 4;
 /// Bytes of the buffer that every job reads into.
 const READ_BUFFER_BYTES: usize = 256 << 10;
 
+/// Logs that have ended and still stand in the list of open ones, above as many as are open, before that is cleared of them.
+const ENDED_LOGS_LISTED_MAX: usize = 64;
+
 /// The loop: one epoll instance with every pipe and pidfd in it, one inotify, one timerfd, one waker.
 #[derive(Debug)]
 pub(crate) struct Reactor {
@@ -222,6 +225,10 @@ impl Reactor {
 
     /// Closes as many idle logs as had to make do with being opened and closed for each write.
     fn close_idle_logs(&mut self, table: &mut Table) {
+        let queues = &mut self.queues;
+        if queues.open_logs.len() > 2 * queues.open_logs_count + ENDED_LOGS_LISTED_MAX {
+            queues.open_logs.retain(|key| table.get(*key).is_some_and(Job::has_open_log));
+        }
         let mut looks = self.queues.open_logs.len();
         while self.queues.open_logs_wanted > 0 && looks > 0 {
             looks -= 1;

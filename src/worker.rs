@@ -78,6 +78,7 @@ impl Worker {
     ///
     /// # Errors
     /// See [`StartError`]: nothing is left of a job that was not started.
+    #[allow(clippy::needless_pass_by_value, reason = "a command is used up: the descriptors that it holds are closed once the job has them")]
     pub fn start(&mut self, command: Command) -> Result<JobId, StartError> {
         let owner = command.owner;
         self.start_for(&command, owner)
@@ -266,7 +267,7 @@ impl Worker {
 
     fn make_job(&mut self, command: &Command, owner: OwnerId) -> Result<(Key, Job), StartFailure> {
         let key = self.table.next_key();
-        Ok((key, Job::start(command, owner, key, &self.host, &mut self.reactor.lend())?))
+        Ok((key, Job::start(command, owner, key, &mut self.host, &mut self.reactor.lend())?))
     }
 
     /// Sees the start through: confirmed here, or left to the loop.

@@ -101,9 +101,11 @@ fn without_cgroups_an_escaped_daemon_holds_the_job_no_longer_than_the_drain_allo
         for (talk, limit) in [("", Duration::from_millis(200)), ("while :; do echo chatter; done;", Duration::from_secs(1))] {
             for rung in Rung::ALL {
                 let builder = host.builder().cgroup_base(CgroupBase::Off).rung(rung);
-                let mut worker = builder.drain_idle_max(Duration::from_millis(200)).drain_total_max(Duration::from_secs(1)).build().unwrap();
+                let mut worker =
+                    builder.drain_idle_max(Duration::from_millis(200)).drain_total_max(Duration::from_secs(1)).build().unwrap();
                 let began = Instant::now();
-                let status = run(&mut worker, Command::shell(format!("(setsid sh -c 'echo daemon $$; {talk} sleep 1000' &); sleep 0.1; exit 4")));
+                let status =
+                    run(&mut worker, Command::shell(format!("(setsid sh -c 'echo daemon $$; {talk} sleep 1000' &); sleep 0.1; exit 4")));
                 let took = began.elapsed();
                 assert_eq!((status.exit_code, status.output.cut_off), (4, true), "{status:?}");
                 assert!(took >= limit && took < limit + Duration::from_secs(5), "{took:?}");
@@ -180,7 +182,8 @@ fn a_fork_bomb_is_cleared_by_one_stop() {
     }
     let mut worker = host.worker();
     // A bomb of bounded size: a thousand processes, each in a session of its own, forking on as long as they live.
-    let bomb = "i=0; while [ $i -lt 200 ]; do setsid sh -c 'while :; do sleep 1000 & sleep 1000; done' & i=$((i+1)); done; echo armed; wait";
+    let bomb =
+        "i=0; while [ $i -lt 200 ]; do setsid sh -c 'while :; do sleep 1000 & sleep 1000; done' & i=$((i+1)); done; echo armed; wait";
     let job = worker.start(Command::shell(bomb)).unwrap();
     turn_until(&mut worker, |worker, _| worker.query(job).unwrap().output.lines > 0);
     worker.stop(job).unwrap();
@@ -238,6 +241,28 @@ fn a_job_that_makes_cgroups_of_its_own_is_cleaned_up_from_the_bottom() {
     let status = run(&mut worker, Command::shell(script));
     assert_eq!((status.exit_code, status.cgroup_left), (0, false), "{status:?}");
     assert_eq!(host.cgroups(), [""; 0]);
+}
+
+#[test]
+fn watches_go_with_their_cgroups() {
+    isolated("watches_go_with_their_cgroups", || {
+        let host = Host::new();
+        if host.has_no_cgroups() {
+            return;
+        }
+        let mut worker = host.worker();
+        let mut watches = Vec::new();
+        for _ in 0..20 {
+            let job = worker.start(Command::shell("setsid sleep 0.05 & exit 0").tree(TreePolicy::Wait)).unwrap();
+            turn_until(&mut worker, |worker, _| {
+                watches.push(common::inotify_watches());
+                worker.query(job).unwrap().is_finished()
+            });
+        }
+        assert_eq!(watches.iter().max(), Some(&1), "a tree that is waited for is watched");
+        assert_eq!(common::inotify_watches(), 0);
+        assert_eq!(host.cgroups(), [""; 0]);
+    });
 }
 
 #[test]
@@ -429,7 +454,7 @@ fn a_dropped_worker_leaves_nothing() {
                 assert_eq!(after.cgroups, [""; 0]);
                 for log in host.logs() {
                     let path = host.log_dir.path().join(&log);
-                    assert_eq!(std::fs::metadata(&path).unwrap().permissions().readonly(), true, "{log} is sealed");
+                    assert!(std::fs::metadata(&path).unwrap().permissions().readonly(), "{log} is sealed");
                     std::fs::remove_file(path).unwrap();
                 }
                 let left: Vec<_> = std::fs::read_dir(host.log_dir.path()).unwrap().collect();

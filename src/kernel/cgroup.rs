@@ -80,7 +80,8 @@ impl CgroupTree {
             let base = mount.mount_point.join(BASE_NAME);
             return Ok((mount.mount_point, base, true));
         }
-        Err("our cgroup is not delegated to us: run under `systemd-run --user --scope -p Delegate=yes`, or give a base that we may write".to_owned())
+        Err("our cgroup is not delegated to us: run under `systemd-run --user --scope -p Delegate=yes`, or give a base that we may write"
+            .to_owned())
     }
 
     fn open(mount: PathBuf, base: PathBuf, is_own: bool) -> io::Result<Self> {
@@ -89,7 +90,9 @@ impl CgroupTree {
         // Linux 5.14 has it; without it a tree could not be killed in one go.
         match rustix::fs::accessat(&directory, "cgroup.kill", rustix::fs::Access::WRITE_OK, AtFlags::EACCESS) {
             Ok(()) => Ok(Self { mount, base, directory, is_own }),
-            Err(Errno::NOENT) => Err(io::Error::other("it has no cgroup.kill: Linux 5.14 is needed, and the root of a hierarchy cannot be the base")),
+            Err(Errno::NOENT) => {
+                Err(io::Error::other("it has no cgroup.kill: Linux 5.14 is needed, and the root of a hierarchy cannot be the base"))
+            }
             Err(errno) => Err(errno.into()),
         }
     }

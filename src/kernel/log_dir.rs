@@ -126,7 +126,7 @@ pub(crate) struct LogDir {
 
 impl LogDir {
     /// Opens `path` and takes a lock for this worker in it.
-    pub(crate) fn open(path: &Path) -> Result<Self, BuildError> {
+    pub(crate) fn open(path: &Path, worker: Uuid) -> Result<Self, BuildError> {
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |source: io::Error| BuildError::LogDir { path, source }
@@ -135,7 +135,6 @@ impl LogDir {
         let path = std::path::absolute(path).map_err(failed(path))?;
         let directory = rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, FileMode::empty());
         let directory = directory.map_err(|errno| failed(&path)(errno.into()))?;
-        let worker = Uuid::now_v7();
         let uid = rustix::process::geteuid().as_raw();
         let locks_path = path.join(locks_name(uid));
         for _ in 0..LOCK_TRIES {
@@ -226,7 +225,7 @@ mod tests {
     #[test]
     fn a_mark_is_read_as_it_was_written() {
         for format in [LogFormat::Cri, LogFormat::Raw] {
-            let mark = Mark { worker: Uuid::now_v7(), format };
+            let mark = Mark { worker: Uuid::from_u128(7), format };
             assert_eq!(Mark::decode(&mark.encode()), Some(mark));
         }
         for text in ["", "x", "x cri", "00000000-0000-0000-0000-000000000000 tar"] {

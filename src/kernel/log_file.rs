@@ -12,12 +12,16 @@ pub(crate) struct WriteFault {
     pub(crate) errno: i32,
 }
 
+/// Device and inode number: a file's identity, whatever stands at its name.
+type Inode = (u64, u64);
+
 /// A log file, by name in the log directory. Its descriptor may be closed while the job is idle.
 #[derive(Debug)]
 pub(crate) struct LogFile {
     name: Box<str>,
     fd: Option<OwnedFd>,
-    inode: (u64, u64),
+    /// Which file it is; looked up when the descriptor that says so is about to go.
+    inode: Option<Inode>,
     length: u64,
 }
 
@@ -26,8 +30,7 @@ impl LogFile {
     pub(crate) fn create(directory: BorrowedFd<'_>, name: String) -> io::Result<Self> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(directory, &*name, flags, Mode::from_raw_mode(0o600))?;
-        let stat = rustix::fs::fstat(&fd)?;
-        Ok(Self { name: name.into(), fd: Some(fd), inode: (stat.st_dev, stat.st_ino), length: 0 })
+        Ok(Self { name: name.into(), fd: Some(fd), inode: None, length: 0 })
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -46,6 +49,7 @@ impl LogFile {
 
     /// Closes the descriptor; the next write opens it again.
     pub(crate) fn close(&mut self) {
+        self.inode = self.inode().ok();
         self.fd = None;
     }
 
@@ -81,7 +85,7 @@ impl LogFile {
 
     /// Deletes the file: its job never ran.
     pub(crate) fn delete(&mut self, directory: BorrowedFd<'_>) -> io::Result<()> {
-        self.fd = None;
+        self.close();
         self.open(directory, OFlags::PATH)?;
         Ok(rustix::fs::unlinkat(directory, &*self.name, AtFlags::empty())?)
     }
@@ -94,10 +98,22 @@ impl LogFile {
     /// Opens the file and makes sure that it is still the one that was made.
     fn open(&self, directory: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd, Errno> {
         let fd = rustix::fs::openat(directory, &*self.name, flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
-        let stat = rustix::fs::fstat(&fd)?;
         // ESTALE: somebody has put another file in its place.
-        if (stat.st_dev, stat.st_ino) == self.inode { Ok(fd) } else { Err(Errno::STALE) }
+        if inode_of(&fd)? == self.inode()? { Ok(fd) } else { Err(Errno::STALE) }
     }
+
+    fn inode(&self) -> Result<Inode, Errno> {
+        match (&self.inode, &self.fd) {
+            (Some(inode), _) => Ok(*inode),
+            (None, Some(fd)) => inode_of(fd),
+            (None, None) => Err(Errno::STALE),
+        }
+    }
+}
+
+fn inode_of(fd: &OwnedFd) -> Result<Inode, Errno> {
+    let stat = rustix::fs::fstat(fd)?;
+    Ok((stat.st_dev, stat.st_ino))
 }
 
 /// Cuts the file back to `length`, so that no torn record stays; returns `errno`.

@@ -189,19 +189,19 @@ impl Process {
             Ok(ended) => Ok(ended.map(|(ended, usage)| (exit(ended), Some(resource_usage(&usage))))),
             Err(error) if error.raw_os_error() == Some(Errno::CHILD.raw_os_error()) => {
                 self.reaped = true;
-                self.stolen()
+                Ok(self.stolen())
             }
             Err(error) => Err(error),
         }
     }
 
     /// Somebody else has reaped it, or the host ignores SIGCHLD. The kernel may still know.
-    fn stolen(&self) -> io::Result<Option<Ending>> {
+    fn stolen(&self) -> Option<Ending> {
         match pidfd::exit_info(self.pidfd()) {
-            Ok(Some(ended)) => Ok(Some((exit(ended), None))),
+            Ok(Some(ended)) => Some((exit(ended), None)),
             // It is being reaped at this moment; the pidfd speaks up again (EPOLLHUP) when that is done.
-            Ok(None) => Ok(None),
-            Err(_) => Ok(Some((Exit::Unknown, None))),
+            Ok(None) => None,
+            Err(_) => Some((Exit::Unknown, None)),
         }
     }
 

@@ -129,4 +129,3 @@ pub(crate) fn read_output(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<R
         Err(errno) => Err(errno.into()),
     }
 }
-

@@ -120,7 +120,20 @@ impl LogStream {
             return Err(StreamError::NotSeparable { stream });
         }
         let decoder = Decoder::new();
-        Ok(Self { file, path, source, format, select, raw_stream, decoder, buffer: Vec::new(), unread: 0..0, shown: 0..0, shown_meta: None, offset: 0 })
+        Ok(Self {
+            file,
+            path,
+            source,
+            format,
+            select,
+            raw_stream,
+            decoder,
+            buffer: Vec::new(),
+            unread: 0..0,
+            shown: 0..0,
+            shown_meta: None,
+            offset: 0,
+        })
     }
 
     /// The log file.

@@ -246,10 +246,9 @@ impl Lifecycle {
             Input::Deadline(Timer::Grace) => self.kill(StopReason::Requested, Action::KillTree),
             // The main process stands in its cgroup, so that is not empty; a privileged job may have left it. Its exit decides.
             Input::TreeGone | Input::TreeLeft | Input::TreeUntracked => Actions::default(),
-            Input::Executed
-            | Input::StartFailed
-            | Input::OutputsQuiet
-            | Input::Deadline(Timer::DrainIdle | Timer::DrainTotal) => Actions::default(),
+            Input::Executed | Input::StartFailed | Input::OutputsQuiet | Input::Deadline(Timer::DrainIdle | Timer::DrainTotal) => {
+                Actions::default()
+            }
         }
     }
 
@@ -282,7 +281,6 @@ impl Lifecycle {
                 self.stage = Stage::Finished;
                 Actions::of([Action::CloseOutputs, Action::Finish])
             }
-            Input::OutputsQuiet => Actions::default(),
             Input::TreeGone => {
                 self.tree = Tree::Gone;
                 self.settle()
@@ -315,7 +313,7 @@ impl Lifecycle {
                 self.outputs_open = false;
                 Actions::of([Action::CloseOutputs, Action::Finish])
             }
-            Input::Executed | Input::StartFailed | Input::Exited(_) => Actions::default(),
+            Input::OutputsQuiet | Input::Executed | Input::StartFailed | Input::Exited(_) => Actions::default(),
         }
     }
 

@@ -2,6 +2,7 @@
 
 pub mod cri;
 pub(crate) mod deadlines;
+pub(crate) mod ids;
 pub(crate) mod kernel_text;
 pub(crate) mod lifecycle;
 pub(crate) mod lines;

@@ -367,7 +367,12 @@ impl Command {
         }
         for (index, (number, _)) in self.fds.iter().enumerate() {
             if !(3..=FD_NUMBER_MAX).contains(number) {
-                return Err(CommandError::OutOfRange { what: "a file descriptor number", value: i64::from(*number), min: 3, max: i64::from(FD_NUMBER_MAX) });
+                return Err(CommandError::OutOfRange {
+                    what: "a file descriptor number",
+                    value: i64::from(*number),
+                    min: 3,
+                    max: i64::from(FD_NUMBER_MAX),
+                });
             }
             if self.fds[..index].iter().any(|(other, _)| other == number) {
                 return Err(CommandError::FdTwice { number: *number });

@@ -171,7 +171,9 @@ impl StartFailure {
     /// What to do about it, where that is known.
     pub fn advice(&self) -> Option<&'static str> {
         Some(match (self.step, self.errno) {
-            (_, errno::EMFILE) => "this process is at its limit of open files: raise RLIMIT_NOFILE (Builder::raise_nofile) or run fewer jobs at a time",
+            (_, errno::EMFILE) => {
+                "this process is at its limit of open files: raise RLIMIT_NOFILE (Builder::raise_nofile) or run fewer jobs at a time"
+            }
             (_, errno::ENFILE) => "the machine is at its limit of open files: raise fs.file-max",
             (Step::Clone, errno::EAGAIN) => "a limit on processes was reached: see RLIMIT_NPROC, pids.max and kernel.pid_max",
             (Step::Exec, errno::EAGAIN) => "the user is at its limit of processes: see RLIMIT_NPROC",
@@ -180,8 +182,12 @@ impl StartFailure {
             (Step::Exec, errno::ENOENT) => "no such program: check the name and PATH",
             (Step::Exec, errno::EACCES) => "not an executable file for this user",
             (Step::Interpreter, _) => "the program is there, but the interpreter that it names is not",
-            (Step::Cgroup, errno::EACCES) => "delegate the cgroup to this user (also cgroup.procs of the common ancestor), or run without cgroups",
-            (Step::Cgroup, errno::EBUSY | errno::EOPNOTSUPP) => "the base cgroup must be able to hold jobs: see \"no internal processes\" in cgroups(7)",
+            (Step::Cgroup, errno::EACCES) => {
+                "delegate the cgroup to this user (also cgroup.procs of the common ancestor), or run without cgroups"
+            }
+            (Step::Cgroup, errno::EBUSY | errno::EOPNOTSUPP) => {
+                "the base cgroup must be able to hold jobs: see \"no internal processes\" in cgroups(7)"
+            }
             _ => return None,
         })
     }

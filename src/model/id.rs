@@ -10,10 +10,6 @@ use uuid::Uuid;
 pub struct JobId(Uuid);
 
 impl JobId {
-    pub(crate) fn new() -> Self {
-        Self(Uuid::now_v7())
-    }
-
     /// The id as a UUID.
     pub fn as_uuid(&self) -> Uuid {
         self.0

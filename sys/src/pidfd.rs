@@ -22,8 +22,8 @@ struct PidfdInfo {
 const _: () = assert!(size_of::<PidfdInfo>() == 64);
 const _: () = assert!(offset_of!(PidfdInfo, exit_code) == 60);
 
-/// `_IOWR(0xFF, 11, struct pidfd_info)`.
-const PIDFD_GET_INFO: libc::c_ulong = (3 << 30) | ((size_of::<PidfdInfo>() as libc::c_ulong) << 16) | (0xFF << 8) | 11;
+/// `_IOWR(0xFF, 0x0B, struct pidfd_info)`.
+const PIDFD_GET_INFO: libc::c_ulong = (3 << 30) | ((size_of::<PidfdInfo>() as libc::c_ulong) << 16) | (0xFF << 8) | 0x0B;
 const _: () = assert!(PIDFD_GET_INFO == 0xC040_FF0B);
 
 const PIDFD_INFO_EXIT: u64 = 1 << 3;

@@ -276,7 +276,8 @@ fn clone_child(plan: Plan<'_>, cgroup: Option<Cgroup<'_>>) -> Result<(i32, Owned
         Ok(None) => child::run(plan),
         Err(errno) => {
             // What clone3 answers only because of the cgroup: no permission, "no internal processes", a threaded or dying cgroup.
-            let of_cgroup = directory.is_some() && matches!(errno, libc::EACCES | libc::EBUSY | libc::EOPNOTSUPP | libc::ENODEV | libc::EBADF);
+            let of_cgroup =
+                directory.is_some() && matches!(errno, libc::EACCES | libc::EBUSY | libc::EOPNOTSUPP | libc::ENODEV | libc::EBADF);
             let step = if of_cgroup { ParentStep::Cgroup } else { ParentStep::Clone };
             Err(at(step)(io::Error::from_raw_os_error(errno)))
         }

@@ -75,9 +75,8 @@ pub fn wait(pidfd: BorrowedFd<'_>, mode: Mode) -> io::Result<Option<(Ended, Rusa
     let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: the kernel writes one siginfo_t and one rusage, for which the two pointers are valid; all other arguments are integers.
-    let result = unsafe {
-        libc::syscall(libc::SYS_waitid, libc::P_PIDFD, pidfd.as_raw_fd(), info.as_mut_ptr(), options, usage.as_mut_ptr())
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_waitid, libc::P_PIDFD, pidfd.as_raw_fd(), info.as_mut_ptr(), options, usage.as_mut_ptr()) };
     if result != 0 {
         return Err(io::Error::last_os_error());
     }

@@ -1,0 +1,212 @@
+//! Reads the text of kernel files. What is not understood is left out, never guessed.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+/// A place where the unified cgroup hierarchy is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Cgroup2Mount {
+    /// Where, as this process sees it.
+    pub(crate) mount_point: PathBuf,
+    /// Which cgroup is seen there, from our cgroup namespace's root: `/` but for bind mounts.
+    pub(crate) root: PathBuf,
+    /// Whether the mount, or the whole file system, refuses writes.
+    pub(crate) read_only: bool,
+}
+
+/// The cgroup2 mounts in the text of `/proc/self/mountinfo`, in its order: of two at the same place the later one is seen.
+pub(crate) fn cgroup2_mounts(mountinfo: &[u8]) -> Vec<Cgroup2Mount> {
+    lines(mountinfo).filter_map(cgroup2_mount).collect()
+}
+
+/// `36 35 98:0 /root /mount/point rw,noatime shared:1 master:2 - cgroup2 source rw,errors=continue`, with any number of optional fields
+/// before the dash. A field may be empty, so exactly one space separates two.
+fn cgroup2_mount(line: &[u8]) -> Option<Cgroup2Mount> {
+    let mut fields = line.split(|&byte| byte == b' ');
+    let root = fields.nth(3)?;
+    let mount_point = fields.next()?;
+    let mount_options = fields.next()?;
+    fields.find(|field| field == b"-")?;
+    if fields.next()? != b"cgroup2" {
+        return None;
+    }
+    let super_options = fields.nth(1).unwrap_or_default();
+    let is_read_only = |options: &[u8]| options.split(|&byte| byte == b',').any(|option| option == b"ro");
+    Some(Cgroup2Mount {
+        mount_point: unescape(mount_point),
+        root: unescape(root),
+        read_only: is_read_only(mount_options) || is_read_only(super_options),
+    })
+}
+
+/// The path of our cgroup in the unified hierarchy, from the text of `/proc/self/cgroup`: the line `0::/path`. It starts with `/..` when
+/// our cgroup lies outside our cgroup namespace's root. `None` without a unified hierarchy.
+pub(crate) fn own_cgroup(proc_self_cgroup: &[u8]) -> Option<PathBuf> {
+    lines(proc_self_cgroup).find_map(|line| line.strip_prefix(b"0::")).filter(|path| path.starts_with(b"/")).map(path)
+}
+
+/// Whether a process lives in a cgroup or below it, from the text of its `cgroup.events`.
+pub(crate) fn populated(cgroup_events: &[u8]) -> Option<bool> {
+    match lines(cgroup_events).find_map(|line| line.strip_prefix(b"populated "))? {
+        b"0" => Some(false),
+        b"1" => Some(true),
+        _ => None,
+    }
+}
+
+/// The words of a file such as `cgroup.controllers`. Words that are not UTF-8 are left out.
+pub(crate) fn words(content: &[u8]) -> Vec<String> {
+    let words = content.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+    words.filter_map(|word| str::from_utf8(word).ok()).map(str::to_owned).collect()
+}
+
+/// The lines of a kernel file, without their line feeds; behind the last line feed an empty one, which no reader here takes for anything.
+fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split(|&byte| byte == b'\n')
+}
+
+/// Undoes the kernel's escapes in a path: a space, tab, line feed, backslash or hash is written as a backslash and three octal digits.
+/// A backslash before anything else stands for itself.
+fn unescape(escaped: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(escaped.len());
+    let mut rest = escaped;
+    while let Some((&first, after)) = rest.split_first() {
+        if let [b'\\', a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..] = rest {
+            bytes.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
+            rest = after;
+        } else {
+            bytes.push(first);
+            rest = after;
+        }
+    }
+    path(&bytes)
+}
+
+fn path(bytes: &[u8]) -> PathBuf {
+    PathBuf::from(OsString::from_vec(bytes.to_vec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn mount(mount_point: &str, root: &str, read_only: bool) -> Cgroup2Mount {
+        Cgroup2Mount { mount_point: mount_point.into(), root: root.into(), read_only }
+    }
+
+    #[test]
+    fn the_cgroup2_mount_of_a_unified_host_is_found() {
+        let mountinfo = b"\
+            22 28 0:20 / /sys rw,nosuid,nodev,noexec,relatime shared:2 - sysfs sysfs rw\n\
+            33 22 0:28 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n\
+            34 22 0:29 / /sys/fs/pstore rw,nosuid shared:10 - pstore pstore rw\n";
+        assert_eq!(cgroup2_mounts(mountinfo), [mount("/sys/fs/cgroup", "/", false)]);
+    }
+
+    #[test]
+    fn on_a_hybrid_host_version_1_mounts_are_not_taken_for_version_2() {
+        let mountinfo = b"\
+            31 24 0:26 / /sys/fs/cgroup ro,nosuid - tmpfs tmpfs ro,mode=755\n\
+            32 31 0:27 / /sys/fs/cgroup/unified rw,nosuid - cgroup2 cgroup rw\n\
+            35 31 0:31 / /sys/fs/cgroup/cgroup2 rw - cgroup cgroup2 rw,memory\n";
+        assert_eq!(cgroup2_mounts(mountinfo), [mount("/sys/fs/cgroup/unified", "/", false)]);
+    }
+
+    #[test]
+    fn a_mount_line_may_have_any_number_of_optional_fields() {
+        for optional in ["", "shared:1 ", "shared:1 master:2 propagate_from:3 unbindable "] {
+            let line = format!("1 2 0:3 / /cg rw {optional}- cgroup2 none rw");
+            assert_eq!(cgroup2_mounts(line.as_bytes()), [mount("/cg", "/", false)], "{line}");
+        }
+    }
+
+    #[test]
+    fn a_mount_is_read_only_when_the_mount_or_the_file_system_is() {
+        for (options, super_options, read_only) in
+            [("rw", "rw", false), ("ro", "rw", true), ("nosuid,ro", "rw", true), ("rw", "rw,ro", true), ("rw,errors=ro", "root,rot", false)]
+        {
+            let line = format!("1 2 0:3 / /cg {options} - cgroup2 none {super_options}\n");
+            assert_eq!(cgroup2_mounts(line.as_bytes()), [mount("/cg", "/", read_only)], "{line}");
+        }
+    }
+
+    #[test]
+    fn an_empty_mount_source_does_not_shift_the_fields() {
+        assert_eq!(cgroup2_mounts(b"1 2 0:3 / /cg rw - cgroup2  ro\n"), [mount("/cg", "/", true)]);
+    }
+
+    #[test]
+    fn escapes_in_paths_are_undone() {
+        let line = br"1 2 0:3 /a\134040b/\377 /mnt/a\040b\011c\012d\043e\999\400\04 rw - cgroup2 none rw";
+        let [mount] = &cgroup2_mounts(line)[..] else { panic!("one mount") };
+        assert_eq!(mount.mount_point, Path::new("/mnt/a b\tc\nd#e\\999\\400\\04"));
+        assert_eq!(mount.root.as_os_str().as_encoded_bytes(), b"/a\\040b/\xff");
+    }
+
+    #[test]
+    fn a_broken_mount_line_is_left_out() {
+        let mountinfo = b"\n - cgroup2\n1 2 0:3 / /cg rw shared:1\n1 2 0:3 / /cg rw - \n1 2 0:3 / /cg\n1 2 0:3 / /ok rw - cgroup2 none rw";
+        assert_eq!(cgroup2_mounts(mountinfo), [mount("/ok", "/", false)]);
+    }
+
+    #[test]
+    fn the_own_cgroup_is_that_of_the_unified_hierarchy() {
+        assert_eq!(own_cgroup(b"12:memory:/v1\n1:name=systemd:/x\n0::/user.slice/a b:c\n"), Some("/user.slice/a b:c".into()));
+        assert_eq!(own_cgroup(b"0::/"), Some("/".into()));
+        assert_eq!(own_cgroup(b"0::/../outside\n"), Some("/../outside".into()));
+    }
+
+    #[test]
+    fn without_a_unified_hierarchy_there_is_no_own_cgroup() {
+        for text in ["", "\n", "12:memory:/v1\n", "10::/x\n", "0::\n", "0::relative\n"] {
+            assert_eq!(own_cgroup(text.as_bytes()), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn populated_is_read_wherever_its_line_stands() {
+        assert_eq!(populated(b"populated 1\nfrozen 0\n"), Some(true));
+        assert_eq!(populated(b"frozen 1\npopulated 0\n"), Some(false));
+        assert_eq!(populated(b"frozen 1\n"), None);
+        assert_eq!(populated(b"populated \n"), None);
+        assert_eq!(populated(b"populated 10\n"), None);
+        assert_eq!(populated(b""), None);
+    }
+
+    #[test]
+    fn words_are_what_stands_between_white_space() {
+        assert_eq!(words(b"cpuset cpu io memory pids\n"), ["cpuset", "cpu", "io", "memory", "pids"]);
+        assert_eq!(words(b"  cpu\t io \n\n"), ["cpu", "io"]);
+        assert_eq!(words(b"cpu \xff io"), ["cpu", "io"]);
+        assert!(words(b"\n").is_empty());
+        assert!(words(b"").is_empty());
+    }
+
+    /// The kernel's side of the escapes.
+    fn escape(path: &[u8]) -> Vec<u8> {
+        path.iter().flat_map(|byte| if b" \t\n\\#".contains(byte) { format!("\\{byte:03o}").into_bytes() } else { vec![*byte] }).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn any_path_survives_the_escapes(path in prop::collection::vec(prop_oneof![any::<u8>(), prop::sample::select(&b" \t\n\\#01234567"[..])], 0..40)) {
+            prop_assert_eq!(unescape(&escape(&path)).into_os_string().into_vec(), path);
+        }
+
+        #[test]
+        fn any_text_is_read_without_a_panic(text in prop::collection::vec(prop_oneof![3 => prop::sample::select(&b" \n-\\0123:/,"[..]), 1 => any::<u8>()], 0..200)) {
+            let line = [b"1 2 0:3 / ", &text[..], b" rw - cgroup2 none rw"].concat();
+            for text in [text, line] {
+                cgroup2_mounts(&text);
+                own_cgroup(&text);
+                populated(&text);
+                words(&text);
+            }
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Names for what belongs to a job in a directory shared with others: its log file, its cgroup.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use crate::model::id::JobId;
+
+/// The length in bytes to which a program's name is cut: with the id, a suffix and a rotation number it stays far below 255.
+const NAME_BYTES_MAX: usize = 64;
+
+/// What a job is called whose program's path has no last part (`/`, `..`, the empty one).
+const NAMELESS: &str = "job";
+
+/// The last part of a program's path, made safe as (the start of) a file's name: of letters, digits and `._+-`, with `_` for all else,
+/// starting with neither a dot (it would be hidden) nor a dash (it would be taken for an option), 1 to 64 bytes long.
+pub(crate) fn safe_name(program: &OsStr) -> String {
+    let Some(name) = Path::new(program).file_name() else { return NAMELESS.to_owned() };
+    let mut at_start = true;
+    let safe = |&byte: &u8| {
+        at_start &= matches!(byte, b'.' | b'-');
+        if !at_start && (byte.is_ascii_alphanumeric() || b"._+-".contains(&byte)) { char::from(byte) } else { '_' }
+    };
+    name.as_bytes().iter().take(NAME_BYTES_MAX).map(safe).collect()
+}
+
+/// What a job's log file and cgroup are called: `{name}_{id}`.
+pub(crate) fn entry_name(name: &str, id: JobId) -> String {
+    format!("{name}_{id}")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn safe(program: &[u8]) -> String {
+        safe_name(OsStr::from_bytes(program))
+    }
+
+    #[test]
+    fn a_name_is_the_last_part_of_the_path() {
+        assert_eq!(safe(b"/usr/bin/make"), "make");
+        assert_eq!(safe(b"g++-12.x_y"), "g++-12.x_y");
+        assert_eq!(safe(b"./run/"), "run");
+    }
+
+    #[test]
+    fn what_is_unsafe_in_a_name_becomes_an_underscore() {
+        assert_eq!(safe(b"a b\n\x1b[31m\xff\0*'"), "a_b___31m____");
+        assert_eq!(safe("naïve".as_bytes()), "na__ve");
+    }
+
+    #[test]
+    fn a_name_starts_with_neither_a_dot_nor_a_dash() {
+        assert_eq!(safe(b".hidden"), "_hidden");
+        assert_eq!(safe(b"-rf"), "_rf");
+        assert_eq!(safe(b"/tmp/...-x.-y"), "____x.-y");
+        assert_eq!(safe(b"---"), "___");
+    }
+
+    #[test]
+    fn a_long_name_is_cut() {
+        assert_eq!(safe(&[b'x'; 5000]), "x".repeat(64));
+    }
+
+    #[test]
+    fn a_program_without_a_name_is_a_job() {
+        for program in ["", "/", "..", ".", "a/..", "//"] {
+            assert_eq!(safe(program.as_bytes()), "job", "{program:?}");
+        }
+    }
+
+    #[test]
+    fn an_entry_is_named_after_the_program_and_the_id() {
+        let id = JobId::from(Uuid::from_u128(0x0193_5a2c_0000_7000_8000_0000_0000_0001));
+        assert_eq!(entry_name("make", id), "make_01935a2c-0000-7000-8000-000000000001");
+    }
+
+    proptest! {
+        #[test]
+        fn any_program_gives_a_safe_name(program in prop::collection::vec(any::<u8>(), 0..100)) {
+            let name = safe(&program);
+            prop_assert!((1..=64).contains(&name.len()));
+            prop_assert!(name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._+-".contains(&byte)));
+            prop_assert!(!name.starts_with(['.', '-']));
+        }
+    }
+}
