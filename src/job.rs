@@ -16,7 +16,7 @@ use crate::kernel::cgroup::{CgroupTree, JobCgroup};
 use crate::kernel::log_dir::LogDir;
 use crate::kernel::log_file::LogFile;
 use crate::kernel::process::{Launch, Outcome, Process};
-use crate::kernel::stdio::{ReadOutcome, Stdio, read_output};
+use crate::kernel::stdio::{PIPE_BYTES, ReadOutcome, Stdio, enlarge_pipe, read_output};
 use crate::kernel::stream::{LogProgress, LogStream};
 use crate::kernel::watcher::{Watch, Watcher};
 use crate::logic::cri::{self, Stamp};
@@ -163,6 +163,8 @@ struct Output {
     readable: bool,
     /// Whether the other end is closed, so that a short read is not the end yet.
     hung_up: bool,
+    /// Whether the pipe was enlarged.
+    enlarged: bool,
 }
 
 /// A log and what its readers are told.
@@ -345,7 +347,7 @@ impl Job {
         // Everything exists: from here on the job owns it.
         undo.registered.clear();
         let from = std::mem::take(&mut stdio.from);
-        let new_output = |fd| Output { fd, splitter: LineSplitter::new(settings.line_bytes_max), readable: false, hung_up: false };
+        let new_output = |fd| Output { fd, splitter: LineSplitter::new(settings.line_bytes_max), readable: false, hung_up: false, enlarged: false };
         let (outputs, piped) = if captured { (from.map(|fd| fd.map(new_output)), [None, None]) } else { ([None, None], from) };
         let log = undo.log.take().map(|file| Log {
             file,
@@ -608,6 +610,11 @@ impl Job {
         queues.gone.push(self.key);
     }
 
+    /// The worker is going: a cgroup that could not be removed before gets its last chance.
+    pub(crate) fn abandon_cgroup(&mut self, lent: &mut Lent<'_>) {
+        let _ = self.end_tree(self.had_cgroup, lent);
+    }
+
     /// Whether the job may be removed from the table without losing anything.
     pub(crate) fn is_gone(&self) -> bool {
         self.is_finished() && self.cgroup.is_none()
@@ -615,6 +622,15 @@ impl Job {
 
     pub(crate) fn is_hidden(&self) -> bool {
         self.hidden
+    }
+
+    /// The worker goes, although the job is not over: its streams end with what was read.
+    pub(crate) fn end_streams(&mut self, lent: &mut Lent<'_>) {
+        for index in 0..self.outputs.len() {
+            self.close_output(index, lent);
+        }
+        self.write_records(lent);
+        self.publish_log(true, lent);
     }
 
     /// Whether its log is open; one that has ended stays in the list of open logs until that is cleared.
@@ -761,9 +777,12 @@ impl Job {
         Ok(None)
     }
 
-    fn kill_tree(&mut self, lent: &Lent<'_>) -> io::Result<()> {
-        match (lent.cgroups.as_ref(), self.cgroup.as_ref()) {
-            (Some(tree), Some(cgroup)) => tree.kill(cgroup),
+    fn kill_tree(&mut self, lent: &mut Lent<'_>) -> io::Result<()> {
+        match (lent.cgroups.as_mut(), self.cgroup.as_ref()) {
+            (Some(tree), Some(cgroup)) => tree.kill(cgroup).inspect_err(|_| {
+                // What can be had without the cgroup: the process group.
+                let _ = self.process.as_ref().map(|process| process.signal_group(Signal::KILL));
+            }),
             _ => self.process.as_ref().map_or(Ok(()), |process| process.signal_group(Signal::KILL)),
         }
     }
@@ -777,7 +796,7 @@ impl Job {
             }
             return killed.map(|()| Input::TreeUntracked);
         }
-        let (Some(tree), Some(cgroup)) = (lent.cgroups.as_ref(), self.cgroup.as_ref()) else { return Ok(Input::TreeGone) };
+        let (Some(tree), Some(cgroup)) = (lent.cgroups.as_mut(), self.cgroup.as_ref()) else { return Ok(Input::TreeGone) };
         if let Ok(true) = tree.remove(cgroup) {
             self.unwatch(lent);
             self.cgroup = None;
@@ -875,6 +894,9 @@ impl Job {
                 Ok(ReadOutcome::Bytes(count)) => {
                     // A pipe gives what it has: less than asked for means empty, unless its end is still to be read.
                     output.readable = count == wanted || output.hung_up;
+                    if count >= PIPE_BYTES && !std::mem::replace(&mut output.enlarged, true) {
+                        enlarge_pipe(output.fd.as_fd());
+                    }
                     total += count;
                     self.budget_left = self.budget_left.saturating_sub(count);
                     self.take_bytes(index, count, lent);
@@ -1087,4 +1109,14 @@ pub(crate) fn unix_millis() -> u64 {
 /// The wall clock; before 1970 it says 1970.
 fn unix_nanos() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_job_costs_less_than_a_kibibyte() {
+        assert!(size_of::<Job>() <= 896, "{} bytes", size_of::<Job>());
+    }
 }

@@ -79,8 +79,17 @@ impl Table {
 
     /// The keys of all jobs that have not finished.
     pub(crate) fn unfinished(&self) -> Vec<Key> {
-        let unfinished = self.jobs.iter().filter(|(_, entry)| !entry.job.is_finished());
-        unfinished.map(|(index, entry)| Key { index: index as u32, generation: entry.generation }).collect()
+        self.keys_of(|job| !job.is_finished())
+    }
+
+    /// The keys of all jobs of which something is left in the system.
+    pub(crate) fn not_gone(&self) -> Vec<Key> {
+        self.keys_of(|job| !job.is_gone())
+    }
+
+    fn keys_of(&self, wanted: impl Fn(&Job) -> bool) -> Vec<Key> {
+        let found = self.jobs.iter().filter(|(_, entry)| wanted(&entry.job));
+        found.map(|(index, entry)| Key { index: index as u32, generation: entry.generation }).collect()
     }
 
     /// Notes that a job's end was told. Returns the oldest such job if there are more than `told_max`.

@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead, Read};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crate::job::{Host, Job};
@@ -52,6 +53,17 @@ pub trait ProcessRunner {
 /// ([`AsFd`], an epoll instance) becomes readable whenever [`turn`](Self::turn) has something to do: put it into any other loop.
 ///
 /// Dropping a worker kills its jobs and waits, for a bounded time, until nothing of them is left.
+///
+/// A worker may be moved to another thread, but not used by two at a time:
+///
+/// ```
+/// fn is_send<T: Send>() {}
+/// is_send::<iron_exec::Worker>();
+/// ```
+/// ```compile_fail
+/// fn is_sync<T: Sync>() {}
+/// is_sync::<iron_exec::Worker>();
+/// ```
 #[derive(Debug)]
 pub struct Worker {
     table: Table,
@@ -405,7 +417,18 @@ impl Drop for Worker {
         while self.unfinished_jobs() > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || self.turn_reactor(Some(left)).is_err() {
-                return;
+                break;
+            }
+        }
+        for key in self.table.unfinished() {
+            if let Some(job) = self.table.get_mut(key) {
+                job.end_streams(&mut self.reactor.lend());
+            }
+        }
+        self.reactor.take_wakers().into_iter().for_each(Waker::wake);
+        for key in self.table.not_gone() {
+            if let Some(job) = self.table.get_mut(key) {
+                job.abandon_cgroup(&mut self.reactor.lend());
             }
         }
     }
@@ -497,6 +520,13 @@ impl ProcessRunner for OwnedJobs<'_> {
 pub struct Follow<'a> {
     worker: &'a mut Worker,
     stream: LogStream,
+}
+
+impl Drop for Follow<'_> {
+    fn drop(&mut self) {
+        // The events that were kept are for the next turn. If this fails, so does that, which says so.
+        let _ = self.worker.reactor.announce_reports();
+    }
 }
 
 impl BufRead for Follow<'_> {

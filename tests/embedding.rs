@@ -47,7 +47,12 @@ impl Outer for EdgeLoop {
 }
 
 /// Drives the worker by its descriptor alone until `done`: one turn that does not wait for each time that the descriptor speaks up.
-fn drive(worker: &mut Worker, outer: &mut dyn Outer, events: &mut Events, mut done: impl FnMut(&mut Worker, &[Event]) -> bool) -> Vec<Event> {
+fn drive(
+    worker: &mut Worker,
+    outer: &mut dyn Outer,
+    events: &mut Events,
+    mut done: impl FnMut(&mut Worker, &[Event]) -> bool,
+) -> Vec<Event> {
     let deadline = Instant::now() + DEADLINE;
     let mut seen = Vec::new();
     while !done(worker, &seen) {

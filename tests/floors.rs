@@ -99,7 +99,8 @@ fn unsafe_code_lives_in_sys_only() {
 
 #[test]
 fn the_parser_of_this_test_sees_what_it_must() {
-    let text = "use crate::kernel::{cgroup, stdio};\nuse crate::model::id::JobId;\n// use crate::worker::Worker;\nfn f() { crate::job::x() }";
+    let text =
+        "use crate::kernel::{cgroup, stdio};\nuse crate::model::id::JobId;\n// use crate::worker::Worker;\nfn f() { crate::job::x() }";
     assert_eq!(uses(text), ["kernel::cgroup", "kernel::stdio", "model::id::JobId", "job::x"]);
     assert_eq!(floor("kernel::stdio"), Some(3));
     assert_eq!(floor("JobId"), None);

@@ -129,3 +129,15 @@ pub(crate) fn read_output(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<R
         Err(errno) => Err(errno.into()),
     }
 }
+
+/// A pipe that is found this full, in bytes, is worth enlarging: it is what a pipe holds unless somebody says otherwise.
+pub(crate) const PIPE_BYTES: usize = 64 << 10;
+
+/// What a busy pipe is enlarged to. Its pages are taken only while there is data in them.
+const BUSY_PIPE_BYTES: usize = 256 << 10;
+
+/// Enlarges the pipe of a job that writes faster than we read: fewer turns for both. Where that is refused (a user's pipes are limited in all, see
+/// pipe(7)) the pipe stays as it is.
+pub(crate) fn enlarge_pipe(fd: BorrowedFd<'_>) {
+    let _ = rustix::pipe::fcntl_setpipe_size(fd, BUSY_PIPE_BYTES);
+}
