@@ -12,8 +12,9 @@ use rustix::io::Errno;
 use rustix::process::PidfdFlags;
 
 use crate::model::capabilities::{Rung, RungReport};
-use crate::model::command::{Command, Resource};
+use crate::model::command::Command;
 use crate::model::error::{StartFailure, Step};
+use crate::model::resource::Resource;
 use crate::model::settings::EnvBase;
 use crate::model::signal::Signal;
 use crate::model::status::{Exit, ResourceUsage};

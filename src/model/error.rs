@@ -5,9 +5,9 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::model::command::Resource;
 use crate::model::id::JobId;
 use crate::model::output::OutputStream;
+use crate::model::resource::Resource;
 
 /// A [`Command`](crate::Command) that cannot be run whatever the machine.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -83,12 +83,12 @@ pub enum Step {
     CloseFds,
     /// A new session was begun: setsid(2).
     Setsid,
+    /// `/proc/self/oom_score_adj` was written.
+    OomScoreAdj,
     /// A resource limit was set: setrlimit(2).
     Rlimit,
     /// The nice value was set: setpriority(2).
     Nice,
-    /// `/proc/self/oom_score_adj` was written.
-    OomScoreAdj,
     /// The supplementary groups were set: setgroups(2).
     Setgroups,
     /// The group id was set: setresgid(2).

@@ -6,6 +6,7 @@ pub(crate) mod error;
 pub(crate) mod event;
 pub(crate) mod id;
 pub(crate) mod output;
+pub(crate) mod resource;
 pub(crate) mod settings;
 pub(crate) mod signal;
 pub(crate) mod status;

@@ -5,7 +5,66 @@ use core::ffi::CStr;
 
 use crate::image::ExecImage;
 use crate::raw::{self, Errno};
-use crate::spawn::ChildStep;
+
+/// A step that the child takes.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ChildStep {
+    /// Writing itself into `cgroup.procs` (fork rung).
+    Cgroup = 1,
+    /// Putting a descriptor at its number; the index is that number.
+    Dup = 2,
+    /// Marking every other descriptor close-on-exec.
+    CloseFds = 3,
+    /// setsid(2).
+    Setsid = 4,
+    /// setrlimit(2); the index is the resource.
+    Rlimit = 5,
+    /// setpriority(2).
+    Nice = 6,
+    /// Writing `/proc/self/oom_score_adj`.
+    OomScoreAdj = 7,
+    /// setgroups(2).
+    Setgroups = 8,
+    /// setresgid(2).
+    Setgid = 9,
+    /// setresuid(2).
+    Setuid = 10,
+    /// chdir(2).
+    Chdir = 11,
+    /// prctl(PR_SET_NO_NEW_PRIVS).
+    NoNewPrivs = 12,
+    /// sigaction(2) and sigprocmask(2).
+    Signals = 13,
+    /// execve(2); the index is the candidate.
+    Exec = 14,
+    /// execve(2) found the program, but not the interpreter that it names; the index is the candidate.
+    Interpreter = 15,
+}
+
+impl ChildStep {
+    pub(crate) fn from_wire(number: u32) -> Option<Self> {
+        [
+            Self::Cgroup,
+            Self::Dup,
+            Self::CloseFds,
+            Self::Setsid,
+            Self::Rlimit,
+            Self::Nice,
+            Self::OomScoreAdj,
+            Self::Setgroups,
+            Self::Setgid,
+            Self::Setuid,
+            Self::Chdir,
+            Self::NoNewPrivs,
+            Self::Signals,
+            Self::Exec,
+            Self::Interpreter,
+        ]
+        .into_iter()
+        .find(|step| *step as u32 == number)
+    }
+}
 
 /// One descriptor on its way to its number in the child.
 #[derive(Clone, Copy, Debug)]
@@ -85,14 +144,15 @@ fn prepare(plan: &mut Plan<'_>) -> Result<(), Failure> {
     if let Some(mask) = plan.umask {
         raw::umask(mask);
     }
+    // Before the limits: under a low RLIMIT_NOFILE the file could not be opened.
+    if let Some(score) = plan.oom_score_adj {
+        write_oom_score_adj(score).map_err(|errno| (ChildStep::OomScoreAdj, errno, 0))?;
+    }
     for &(resource, soft, hard) in plan.rlimits {
         raw::setrlimit(resource, soft, hard).map_err(|errno| (ChildStep::Rlimit, errno, resource))?;
     }
     if let Some(nice) = plan.nice {
         raw::setpriority_self(nice).map_err(|errno| (ChildStep::Nice, errno, 0))?;
-    }
-    if let Some(score) = plan.oom_score_adj {
-        write_oom_score_adj(score).map_err(|errno| (ChildStep::OomScoreAdj, errno, 0))?;
     }
     if let Some(groups) = plan.groups {
         raw::setgroups(groups).map_err(|errno| (ChildStep::Setgroups, errno, 0))?;
@@ -223,7 +283,9 @@ fn exec(image: &ExecImage) -> Failure {
         // SAFETY: the image's argv and envp are arrays of pointers to its own NUL-terminated strings, each ended by a null pointer.
         let errno = unsafe { raw::execve(path, image.argv(), image.envp()) };
         match errno {
-            libc::ENOENT if interpreter_missing(path) => best = (ChildStep::Interpreter, errno, index),
+            libc::ENOENT | libc::ENOTDIR if interpreter_missing(path) => best = (ChildStep::Interpreter, errno, index),
+            // A file among the directories of PATH is passed over; where there is one candidate, its error is the answer.
+            libc::ENOTDIR if image.candidates().nth(1).is_none() => best = (ChildStep::Exec, errno, index),
             libc::ENOENT | libc::ENOTDIR => {}
             libc::EACCES => best = (ChildStep::Exec, errno, index),
             _ => return (ChildStep::Exec, errno, index),
@@ -232,7 +294,7 @@ fn exec(image: &ExecImage) -> Failure {
     best
 }
 
-/// Whether the file is there, so that ENOENT speaks of the interpreter it names.
+/// Whether the file is there, so that ENOENT or ENOTDIR speaks of the interpreter it names.
 fn interpreter_missing(path: &CStr) -> bool {
     raw::exists(path)
 }

@@ -3,7 +3,8 @@
 use core::mem::{offset_of, size_of};
 use core::ptr;
 
-use crate::raw::{self, Errno};
+use crate::arch::syscall6;
+use crate::raw::{Errno, check};
 
 /// The kernel's `struct clone_args` (linux/sched.h), version 2 of Linux 5.7.
 #[repr(C, align(8))]
@@ -43,9 +44,11 @@ const _: () = assert!(CLONE_PIDFD == libc::CLONE_PIDFD as u64);
 /// understands the whole structure. No permission of a cgroup is involved, so EPERM and ENOSYS are a filter's.
 pub(crate) fn probe() -> Result<(), Errno> {
     let mut args = CloneArgs { flags: CLONE_SIGHAND | CLONE_INTO_CGROUP, cgroup: 1, ..CloneArgs::default() };
-    match raw::clone3_refusal(size_of::<CloneArgs>(), &mut args) {
-        libc::EINVAL => Ok(()),
-        errno => Err(errno),
+    // SAFETY: the structure is whole and holds no pointer; the kernel must refuse its flags, so no child can come of it.
+    match unsafe { clone3(&mut args) } {
+        Err(libc::EINVAL) => Ok(()),
+        Err(errno) => Err(errno),
+        Ok(_) => Err(libc::ENOSYS),
     }
 }
 
@@ -66,11 +69,22 @@ pub(crate) unsafe fn fork_like(cgroup: Option<i32>) -> Result<Option<(i32, i32)>
         args.cgroup = cgroup as u64;
     }
     // SAFETY: `args` is a whole clone_args; its only pointer is `pidfd`, an i32 of this frame. The child's conduct is the caller's promise.
-    let pid = unsafe { raw::clone3(&raw mut args, size_of::<CloneArgs>()) }?;
+    let pid = unsafe { clone3(&mut args) }?;
     if pid == 0 {
         return Ok(None);
     }
     // SAFETY: the kernel has written the number before the call returned; read it where it was written, not where it was last known.
     let pidfd = unsafe { ptr::read_volatile(&raw const pidfd) };
     Ok(Some((pid, pidfd)))
+}
+
+/// The call itself: the child's pid, or 0 in the child.
+///
+/// # Safety
+/// The pointers in `arguments` must be valid for what its flags make of them. Without CLONE_VM the child goes on with a copy of this memory and
+/// must make raw system calls only: the C library's idea of the thread is the parent's.
+unsafe fn clone3(arguments: &mut CloneArgs) -> Result<i32, Errno> {
+    let args = [ptr::from_mut(arguments) as usize, size_of::<CloneArgs>(), 0, 0, 0, 0];
+    // SAFETY: the kernel reads the whole structure, which the reference is; its pointers are the caller's promise.
+    check(unsafe { syscall6(libc::SYS_clone3, args) }).map(|pid| pid as i32)
 }

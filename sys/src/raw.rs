@@ -3,7 +3,6 @@
 //! The wrappers that take no pointer are safe functions: whatever their arguments, the kernel touches none of our memory.
 
 use core::ffi::CStr;
-use core::ptr;
 
 use libc::{c_char, c_long};
 
@@ -15,7 +14,7 @@ pub(crate) type Errno = i32;
 /// The size of the kernel's signal set, in bytes.
 const SIGSET_BYTES: usize = 8;
 
-fn check(result: isize) -> Result<usize, Errno> {
+pub(crate) fn check(result: isize) -> Result<usize, Errno> {
     // The kernel answers errors as -4095 to -1.
     if (-4095..0).contains(&result) { Err(-result as Errno) } else { Ok(result as usize) }
 }
@@ -156,27 +155,6 @@ pub(crate) unsafe fn execve(path: &CStr, argv: *const *const c_char, envp: *cons
     let args = [path.as_ptr() as usize, argv as usize, envp as usize, 0, 0, 0];
     // SAFETY: execve reads the path, a CStr, and the two arrays, which the caller promises.
     match check(unsafe { syscall6(libc::SYS_execve, args) }) {
-        Err(errno) => errno,
-        Ok(_) => 0,
-    }
-}
-
-/// `clone3` with `arguments` of `size` bytes: the child's pid, or 0 in the child.
-///
-/// # Safety
-/// `arguments` must be a valid `struct clone_args` of at least `size` bytes. Without CLONE_VM the child goes on with a copy of this memory
-/// and must make raw system calls only: the C library's idea of the thread is the parent's.
-pub(crate) unsafe fn clone3(arguments: *mut crate::clone3::CloneArgs, size: usize) -> Result<i32, Errno> {
-    let args = [arguments as usize, size, 0, 0, 0, 0];
-    // SAFETY: the caller promises valid arguments; the kernel reads `size` bytes there.
-    check(unsafe { syscall6(libc::SYS_clone3, args) }).map(|pid| pid as i32)
-}
-
-/// Asks the kernel whether it has clone3 at all: EINVAL means it has.
-pub(crate) fn clone3_refusal(size: usize, arguments: &mut crate::clone3::CloneArgs) -> Errno {
-    let args = [ptr::from_mut(arguments) as usize, size, 0, 0, 0, 0];
-    // SAFETY: the caller passes a combination of flags that the kernel must refuse, so no child can come of it; it reads at most the structure.
-    match check(unsafe { syscall6(libc::SYS_clone3, args) }) {
         Err(errno) => errno,
         Ok(_) => 0,
     }

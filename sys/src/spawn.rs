@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
 
+pub use crate::child::ChildStep;
 use crate::child::{self, FdMove, Plan, RECORD_BYTES};
 use crate::clone3;
 use crate::image::ExecImage;
@@ -29,66 +30,6 @@ pub fn probe(rung: Rung) -> io::Result<()> {
     match rung {
         Rung::ForkLike => clone3::probe().map_err(io::Error::from_raw_os_error),
         Rung::Fork => Ok(()),
-    }
-}
-
-/// A step that the child takes.
-#[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ChildStep {
-    /// Writing itself into `cgroup.procs` (fork rung).
-    Cgroup = 1,
-    /// Putting a descriptor at its number; the index is that number.
-    Dup = 2,
-    /// Marking every other descriptor close-on-exec.
-    CloseFds = 3,
-    /// setsid(2).
-    Setsid = 4,
-    /// setrlimit(2); the index is the resource.
-    Rlimit = 5,
-    /// setpriority(2).
-    Nice = 6,
-    /// Writing `/proc/self/oom_score_adj`.
-    OomScoreAdj = 7,
-    /// setgroups(2).
-    Setgroups = 8,
-    /// setresgid(2).
-    Setgid = 9,
-    /// setresuid(2).
-    Setuid = 10,
-    /// chdir(2).
-    Chdir = 11,
-    /// prctl(PR_SET_NO_NEW_PRIVS).
-    NoNewPrivs = 12,
-    /// sigaction(2) and sigprocmask(2).
-    Signals = 13,
-    /// execve(2); the index is the candidate.
-    Exec = 14,
-    /// execve(2) found the program, but not the interpreter that it names; the index is the candidate.
-    Interpreter = 15,
-}
-
-impl ChildStep {
-    fn from_wire(number: u32) -> Option<Self> {
-        [
-            Self::Cgroup,
-            Self::Dup,
-            Self::CloseFds,
-            Self::Setsid,
-            Self::Rlimit,
-            Self::Nice,
-            Self::OomScoreAdj,
-            Self::Setgroups,
-            Self::Setgid,
-            Self::Setuid,
-            Self::Chdir,
-            Self::NoNewPrivs,
-            Self::Signals,
-            Self::Exec,
-            Self::Interpreter,
-        ]
-        .into_iter()
-        .find(|step| *step as u32 == number)
     }
 }
 
