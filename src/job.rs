@@ -347,7 +347,8 @@ impl Job {
         // Everything exists: from here on the job owns it.
         undo.registered.clear();
         let from = std::mem::take(&mut stdio.from);
-        let new_output = |fd| Output { fd, splitter: LineSplitter::new(settings.line_bytes_max), readable: false, hung_up: false, enlarged: false };
+        let new_output =
+            |fd| Output { fd, splitter: LineSplitter::new(settings.line_bytes_max), readable: false, hung_up: false, enlarged: false };
         let (outputs, piped) = if captured { (from.map(|fd| fd.map(new_output)), [None, None]) } else { ([None, None], from) };
         let log = undo.log.take().map(|file| Log {
             file,
@@ -779,10 +780,14 @@ impl Job {
 
     fn kill_tree(&mut self, lent: &mut Lent<'_>) -> io::Result<()> {
         match (lent.cgroups.as_mut(), self.cgroup.as_ref()) {
-            (Some(tree), Some(cgroup)) => tree.kill(cgroup).inspect_err(|_| {
-                // What can be had without the cgroup: the process group.
-                let _ = self.process.as_ref().map(|process| process.signal_group(Signal::KILL));
-            }),
+            (Some(tree), Some(cgroup)) => {
+                let killed = tree.kill(cgroup);
+                // A forked child may not stand in its cgroup yet; and where that cannot be killed, the process group is what can be had.
+                if killed.is_err() || self.life.is_starting() {
+                    let _ = self.process.as_ref().map(|process| process.signal_group(Signal::KILL));
+                }
+                killed
+            }
             _ => self.process.as_ref().map_or(Ok(()), |process| process.signal_group(Signal::KILL)),
         }
     }

@@ -195,8 +195,10 @@ impl Read for LogReader {
 fn guess_format(file: &OwnedFd) -> io::Result<LogFormat> {
     let mut start = vec![0; GUESS_BYTES];
     let length = rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut start[..], 0))?;
-    let start = start.get(..length).unwrap_or_default();
-    Ok(match Decoder::new().decode(start) {
+    start.truncate(length);
+    // A first record that is longer is told by its beginning.
+    start.push(b'\n');
+    Ok(match Decoder::new().decode(&start) {
         Decoded::Record { .. } => LogFormat::Cri,
         Decoded::Incomplete | Decoded::Malformed { .. } => LogFormat::Raw,
     })

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
@@ -146,11 +145,6 @@ impl Reactor {
             Some(next) if self.timer_at.is_none_or(|at| next < at) => self.set_timer(next),
             _ => Ok(()),
         }
-    }
-
-    /// Takes the tasks that are to be woken. They are user code: not before dispatch is over.
-    pub(crate) fn take_wakers(&mut self) -> Vec<Waker> {
-        std::mem::take(&mut self.queues.wakers)
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> Result<(), TurnError> {

@@ -71,12 +71,14 @@ pub struct Worker {
     host: Host,
     capabilities: Capabilities,
     is_rung_forced: bool,
+    /// Tasks being woken; empty between turns.
+    wakers: Vec<Waker>,
 }
 
 impl Worker {
     pub(crate) fn assemble(reactor: Reactor, host: Host, capabilities: Capabilities) -> Self {
         let is_rung_forced = reactor.settings.rung.is_some();
-        Self { table: Table::default(), reactor, host, capabilities, is_rung_forced }
+        Self { table: Table::default(), reactor, host, capabilities, is_rung_forced, wakers: Vec::new() }
     }
 
     /// What this machine lets the worker do.
@@ -330,10 +332,16 @@ impl Worker {
     /// A turn without events for the caller; tasks are woken at its end.
     fn turn_reactor(&mut self, timeout: Option<Duration>) -> Result<(), TurnError> {
         let turned = self.reactor.turn(&mut self.table, timeout);
-        for waker in self.reactor.take_wakers() {
+        self.wake_tasks();
+        turned
+    }
+
+    /// Wakes the tasks that wait for streams. They are user code: not before nothing of the loop is lent out any more.
+    fn wake_tasks(&mut self) {
+        std::mem::swap(&mut self.wakers, &mut self.reactor.queues.wakers);
+        for waker in self.wakers.drain(..) {
             waker.wake();
         }
-        turned
     }
 
     /// Moves what jobs have to tell into `events`, as far as they take it.
@@ -425,7 +433,7 @@ impl Drop for Worker {
                 job.end_streams(&mut self.reactor.lend());
             }
         }
-        self.reactor.take_wakers().into_iter().for_each(Waker::wake);
+        self.wake_tasks();
         for key in self.table.not_gone() {
             if let Some(job) = self.table.get_mut(key) {
                 job.abandon_cgroup(&mut self.reactor.lend());

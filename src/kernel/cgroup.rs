@@ -31,6 +31,8 @@ pub(crate) struct CgroupTree {
     directory: OwnedFd,
     /// Whether the base is a directory of workers only: made when it is not there, removed by the last one to leave.
     is_own: bool,
+    /// A descriptor in reserve: a tree is killed also when this process, or the machine, can open no more files.
+    spare: Option<OwnedFd>,
 }
 
 /// What was found: the base, or why there is none.
@@ -89,7 +91,10 @@ impl CgroupTree {
         let is_own = is_own || made;
         // Linux 5.14 has it; without it a tree could not be killed in one go.
         match rustix::fs::accessat(&directory, "cgroup.kill", rustix::fs::Access::WRITE_OK, AtFlags::EACCESS) {
-            Ok(()) => Ok(Self { mount, base, directory, is_own }),
+            Ok(()) => {
+                let spare = Some(rustix::io::fcntl_dupfd_cloexec(&directory, 3)?);
+                Ok(Self { mount, base, directory, is_own, spare })
+            }
             Err(Errno::NOENT) => {
                 Err(io::Error::other("it has no cgroup.kill: Linux 5.14 is needed, and the root of a hierarchy cannot be the base"))
             }
@@ -140,10 +145,18 @@ impl CgroupTree {
     }
 
     /// Kills every process in the job's cgroup and below, also those being forked at this moment.
-    pub(crate) fn kill(&self, cgroup: &JobCgroup) -> io::Result<()> {
-        let file = rustix::fs::openat(&self.directory, cgroup.file("cgroup.kill"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-        rustix::io::retry_on_intr(|| rustix::io::write(&file, b"1"))?;
-        Ok(())
+    pub(crate) fn kill(&mut self, cgroup: &JobCgroup) -> io::Result<()> {
+        let open = || rustix::fs::openat(&self.directory, cgroup.file("cgroup.kill"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+        let opened = match open() {
+            Err(Errno::MFILE | Errno::NFILE) => {
+                drop(self.spare.take());
+                open()
+            }
+            opened => opened,
+        };
+        let killed = opened.and_then(|file| rustix::io::retry_on_intr(|| rustix::io::write(&file, b"1")));
+        self.spare = self.spare.take().or_else(|| rustix::io::fcntl_dupfd_cloexec(&self.directory, 3).ok());
+        killed.map(drop).map_err(Into::into)
     }
 
     /// Removes the job's cgroup, and those that the job has made inside it. `false`: processes are left in it.

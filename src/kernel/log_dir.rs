@@ -1,7 +1,9 @@
 //! The log directory, and the worker's mark in it: a lock held for life, by which anyone can tell a live log from a left-over.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode as FileMode, OFlags, XattrFlags};
@@ -13,6 +15,9 @@ use crate::model::output::LogFormat;
 
 /// The extended attribute of a log that names its worker and format.
 pub(crate) const MARK_XATTR: &str = "user.iron-exec";
+
+/// What is read of a table, in bytes: half a million logs.
+const TABLE_BYTES_MAX: u64 = 64 << 20;
 
 /// Attempts to make the lock when another worker, ending, removes the directory under us.
 const LOCK_TRIES: usize = 16;
@@ -71,21 +76,35 @@ pub(crate) fn read_mark(log: BorrowedFd<'_>, path: &Path) -> io::Result<Option<M
     let (Some(name), Some(locks)) = (path.file_name().and_then(|name| name.to_str()), locks_of(log, path)?) else { return Ok(None) };
     let entries = match std::fs::read_dir(&locks) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => return Ok(None),
         Err(error) => return Err(error),
     };
     for entry in entries {
         let table = entry?.path();
-        if table.extension() != Some("logs".as_ref()) {
-            continue;
-        }
-        let text = std::fs::read_to_string(table)?;
-        let of_log = |line: &str| line.strip_prefix(name)?.strip_prefix(' ').and_then(Mark::decode);
-        if let Some(mark) = text.lines().find_map(of_log) {
+        if table.extension() == Some("logs".as_ref())
+            && let Some(mark) = mark_in_table(&table, name)?
+        {
             return Ok(Some(mark));
         }
     }
     Ok(None)
+}
+
+/// Looks a log up in one table. What is no file, or gone with its worker by now, holds nothing.
+fn mark_in_table(table: &Path, log: &str) -> io::Result<Option<Mark>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(table, flags, FileMode::empty()) {
+        Ok(file) => File::from(file),
+        Err(Errno::NOENT | Errno::LOOP | Errno::ACCESS) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    };
+    if !file.metadata()?.is_file() {
+        return Ok(None);
+    }
+    let mut text = Vec::new();
+    file.take(TABLE_BYTES_MAX).read_to_end(&mut text)?;
+    let of_log = |line: &str| line.strip_prefix(log)?.strip_prefix(' ').and_then(Mark::decode);
+    Ok(String::from_utf8_lossy(&text).lines().find_map(of_log))
 }
 
 /// The lock of the worker that writes, or wrote, the log at `path`.
@@ -95,7 +114,8 @@ pub(crate) fn lock_path(log: BorrowedFd<'_>, path: &Path, worker: Uuid) -> io::R
 
 /// Whether somebody holds the lock at `path`.
 pub(crate) fn is_locked(path: &Path) -> io::Result<bool> {
-    let lock = match rustix::fs::open(path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, FileMode::empty()) {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let lock = match rustix::fs::open(path, flags, FileMode::empty()) {
         Ok(lock) => lock,
         Err(Errno::NOENT) => return Ok(false),
         Err(errno) => return Err(errno.into()),
@@ -107,10 +127,11 @@ pub(crate) fn is_locked(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// The directory of locks of the user whose log it is.
+/// The directory of locks of the user whose log it is; `None` if what stands at its name is not that user's.
 fn locks_of(log: BorrowedFd<'_>, path: &Path) -> io::Result<Option<PathBuf>> {
     let uid = rustix::fs::fstat(log)?.st_uid;
-    Ok(path.parent().map(|directory| directory.join(locks_name(uid))))
+    let locks = path.parent().map(|directory| directory.join(locks_name(uid)));
+    Ok(locks.filter(|locks| std::fs::symlink_metadata(locks).is_ok_and(|meta| meta.is_dir() && meta.uid() == uid)))
 }
 
 /// The log directory of a worker.
@@ -138,7 +159,7 @@ impl LogDir {
         let uid = rustix::process::geteuid().as_raw();
         let locks_path = path.join(locks_name(uid));
         for _ in 0..LOCK_TRIES {
-            let locks = open_locks(directory.as_fd(), uid).map_err(failed(&locks_path))?;
+            let Some(locks) = open_locks(directory.as_fd(), uid).map_err(failed(&locks_path))? else { continue };
             let stat = rustix::fs::fstat(&locks).map_err(|errno| failed(&locks_path)(errno.into()))?;
             if stat.st_uid != uid || stat.st_mode & 0o022 != 0 {
                 return Err(BuildError::Untrusted { path: locks_path, uid });
@@ -201,14 +222,19 @@ impl Drop for LogDir {
     }
 }
 
-fn open_locks(directory: BorrowedFd<'_>, uid: u32) -> io::Result<OwnedFd> {
+/// Makes the directory of locks if it is not there, and opens it; `None` if another worker, ending, has removed it in between.
+fn open_locks(directory: BorrowedFd<'_>, uid: u32) -> io::Result<Option<OwnedFd>> {
     let name = locks_name(uid);
     match rustix::fs::mkdirat(directory, &*name, FileMode::from_raw_mode(0o700)) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(errno) => return Err(errno.into()),
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat(directory, &*name, flags, FileMode::empty())?)
+    match rustix::fs::openat(directory, &*name, flags, FileMode::empty()) {
+        Ok(locks) => Ok(Some(locks)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 fn make_lock(locks: BorrowedFd<'_>, worker: Uuid) -> Result<OwnedFd, Errno> {

@@ -64,10 +64,10 @@ impl LogFile {
         let mut rest = records;
         while !rest.is_empty() {
             match rustix::io::write(&*fd, rest) {
-                Ok(0) => return Err(fault(cut_back(fd, self.length, Errno::IO))),
+                Ok(0) => return Err(fault(cut_back(fd, records.len() - rest.len(), Errno::IO))),
                 Ok(written) => rest = rest.get(written..).unwrap_or_default(),
                 Err(Errno::INTR) => {}
-                Err(errno) => return Err(fault(cut_back(fd, self.length, errno))),
+                Err(errno) => return Err(fault(cut_back(fd, records.len() - rest.len(), errno))),
             }
         }
         self.length += records.len() as u64;
@@ -76,6 +76,8 @@ impl LogFile {
 
     /// Clears the write bits: the sign, for everybody, that nothing more will come. (A watcher sees IN_ATTRIB.)
     pub(crate) fn seal(&mut self, directory: BorrowedFd<'_>) -> io::Result<()> {
+        // Readers come after that, too.
+        self.inode = self.inode().ok();
         let fd = match self.fd.take() {
             Some(fd) => fd,
             None => self.open(directory, OFlags::RDONLY)?,
@@ -116,9 +118,15 @@ fn inode_of(fd: &OwnedFd) -> Result<Inode, Errno> {
     Ok((stat.st_dev, stat.st_ino))
 }
 
-/// Cuts the file back to `length`, so that no torn record stays; returns `errno`.
-fn cut_back(fd: &OwnedFd, length: u64, errno: Errno) -> Errno {
-    // If even that fails, readers skip the torn record.
-    let _ = rustix::io::retry_on_intr(|| rustix::fs::ftruncate(fd, length));
+/// Cuts the last `written` bytes off the file, so that no torn record stays; returns `errno`.
+fn cut_back(fd: &OwnedFd, written: usize, errno: Errno) -> Errno {
+    // The length is the file's own, not what we have written in all: somebody else may have added to it. If even that fails, readers skip the
+    // torn record.
+    if written > 0
+        && let Ok(stat) = rustix::fs::fstat(fd)
+    {
+        let length = (stat.st_size as u64).saturating_sub(written as u64);
+        let _ = rustix::io::retry_on_intr(|| rustix::fs::ftruncate(fd, length));
+    }
     errno
 }

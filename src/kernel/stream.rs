@@ -32,11 +32,12 @@ pub(crate) struct LogProgress {
 impl LogProgress {
     /// The log has grown, or ended. `true` if a stream waits for that: its wakers are put into `wakers`, to be woken once dispatch is over.
     pub(crate) fn publish(&self, length: u64, ended: bool, wakers: &mut Vec<Waker>) -> bool {
-        self.length.store(length, Ordering::SeqCst);
+        let has_grown = self.length.swap(length, Ordering::SeqCst) != length;
         if ended {
             self.ended.store(true, Ordering::SeqCst);
         }
-        if !self.awaited.swap(false, Ordering::SeqCst) {
+        // A write that failed is no news.
+        if !(has_grown || ended) || !self.awaited.swap(false, Ordering::SeqCst) {
             return false;
         }
         wakers.extend(self.waiting().drain(..).map(|(_, waker)| waker));
@@ -314,14 +315,14 @@ impl LogStream {
                         return Poll::Pending;
                     }
                 }
-                length.saturating_sub(self.offset)
+                // At the end the file is the measure: somebody else may have added to it.
+                if ended { u64::MAX } else { length.saturating_sub(self.offset) }
             }
             Source::File { .. } => u64::MAX,
         };
-        if available == 0 {
-            return Poll::Ready(Ok(false));
-        }
-        let read = self.read(usize::try_from(available).unwrap_or(usize::MAX).min(READ_BYTES));
+        // As much again as a long record has so far: it is gone through a few times, not once for every read.
+        let wanted = READ_BYTES.max(self.unread.len());
+        let read = self.read(usize::try_from(available).unwrap_or(usize::MAX).min(wanted));
         match (read, &self.source) {
             (Ok(0), Source::File { ended: false }) => Poll::Pending,
             (read, _) => Poll::Ready(read.map(|count| count > 0)),

@@ -200,7 +200,7 @@ impl Command {
         self
     }
 
-    /// Passes an open file descriptor to the job under a number of its own, from 3 to 1,048,575 (and below the job's RLIMIT_NOFILE).
+    /// Passes an open file descriptor to the job under a number of its own, from 3 to 1,048,575 (and below the host's RLIMIT_NOFILE).
     pub fn fd(mut self, number: i32, fd: impl Into<OwnedFd>) -> Self {
         self.fds.push((number, Arc::new(fd.into())));
         self

@@ -280,8 +280,7 @@ fn reset_signals() -> Result<(), Errno> {
 fn exec(image: &ExecImage) -> Failure {
     let mut best: Failure = (ChildStep::Exec, libc::ENOENT, 0);
     for (index, path) in (0_u32..).zip(image.candidates()) {
-        // SAFETY: the image's argv and envp are arrays of pointers to its own NUL-terminated strings, each ended by a null pointer.
-        let errno = unsafe { raw::execve(path, image.argv(), image.envp()) };
+        let errno = try_candidate(image, path);
         match errno {
             libc::ENOENT | libc::ENOTDIR if interpreter_missing(path) => best = (ChildStep::Interpreter, errno, index),
             // A file among the directories of PATH is passed over; where there is one candidate, its error is the answer.
@@ -292,6 +291,20 @@ fn exec(image: &ExecImage) -> Failure {
         }
     }
     best
+}
+
+/// Executes one candidate. One that is open for writing (ETXTBSY) may be so only in the child of another thread, on its way to its own exec, for a
+/// moment: it is tried again, for 31 ms in all.
+fn try_candidate(image: &ExecImage, path: &CStr) -> Errno {
+    for pause_ms in [1, 2, 4, 8, 16, 0] {
+        // SAFETY: the image's argv and envp are arrays of pointers to its own NUL-terminated strings, each ended by a null pointer.
+        let errno = unsafe { raw::execve(path, image.argv(), image.envp()) };
+        if errno != libc::ETXTBSY || pause_ms == 0 {
+            return errno;
+        }
+        raw::sleep_ms(pause_ms);
+    }
+    libc::ETXTBSY
 }
 
 /// Whether the file is there, so that ENOENT or ENOTDIR speaks of the interpreter it names.

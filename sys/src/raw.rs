@@ -130,6 +130,15 @@ pub(crate) fn getdents64(fd: i32, buffer: &mut [u8]) -> Result<usize, Errno> {
     check(unsafe { syscall6(libc::SYS_getdents64, args) })
 }
 
+/// Sleeps for `milliseconds`, less than 1000; a signal ends it early.
+pub(crate) fn sleep_ms(milliseconds: u64) {
+    // struct __kernel_timespec: seconds and nanoseconds, 64 bits each.
+    let time = [0_u64, milliseconds * 1_000_000];
+    let args = [(&raw const time) as usize, 0, 0, 0, 0, 0];
+    // SAFETY: nanosleep(time, NULL) reads 16 bytes at `time`.
+    let _ = check(unsafe { syscall6(libc::SYS_nanosleep, args) });
+}
+
 /// Gives signal `number` its default action.
 pub(crate) fn default_action(number: i32) -> Result<(), Errno> {
     // The kernel's struct sigaction: handler (SIG_DFL is 0), flags, restorer, mask: 32 bytes, all zero here.

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
+use rustix::net::SendFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 pub use crate::child::ChildStep;
@@ -135,7 +136,8 @@ pub enum Report {
 pub fn read_report(link: BorrowedFd<'_>) -> io::Result<Report> {
     let mut record = [0_u8; RECORD_BYTES];
     match rustix::io::retry_on_intr(|| rustix::io::read(link, &mut record)) {
-        Ok(0) => Ok(Report::Closed),
+        // ECONNRESET: a forked child was killed before it took our word, which stays unread.
+        Ok(0) | Err(Errno::CONNRESET) => Ok(Report::Closed),
         Ok(RECORD_BYTES) => {
             let [s0, s1, s2, s3, e0, e1, e2, e3, i0, i1, i2, i3] = record;
             let step = ChildStep::from_wire(u32::from_le_bytes([s0, s1, s2, s3])).ok_or(Errno::PROTO)?;
@@ -245,8 +247,8 @@ fn fork_child(plan: Plan<'_>, cgroup: Option<Cgroup<'_>>, link: BorrowedFd<'_>) 
             let opened = Pid::from_raw(pid).ok_or(Errno::SRCH).and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()));
             match opened {
                 Ok(pidfd) => {
-                    // If the child was killed meanwhile, its pidfd says so.
-                    let _ = rustix::io::retry_on_intr(|| rustix::io::write(link, b"g"));
+                    // If the child was killed meanwhile, its pidfd says so; the host is to get no SIGPIPE for that.
+                    let _ = rustix::io::retry_on_intr(|| rustix::net::send(link, b"g", SendFlags::NOSIGNAL));
                     Ok((pid, pidfd))
                 }
                 Err(errno) => {

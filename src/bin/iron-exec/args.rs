@@ -1,0 +1,503 @@
+//! What can be asked on the command line.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use iron_exec::{Builder, Capture, CgroupBase, Command, LogFormat, OutputStream, Rung, Signal, Worker};
+
+const RUN_EXIT_CODES: &str = "\
+Exit codes:
+  0-123    the job's own exit code (higher ones are passed on as well)
+  124      the job ran into its --timeout
+  125      iron-exec itself failed: bad options, no log directory, no cgroup, ...
+  126      the program was found but cannot be executed
+  127      the program was not found
+  128+N    the job was killed by signal N (137: SIGKILL, 143: SIGTERM)
+  141      whoever read our output has gone; the job was stopped";
+
+const RUN_LONG: &str = "\
+Run one job in the foreground.
+
+The job's stdout appears on stdout and its stderr on stderr, live and byte for byte, and all of it is kept in a log file (see --log-dir). The job \
+runs in a session of its own, without a controlling terminal, and, where there are cgroups, in a cgroup of its own.
+
+SIGINT (Ctrl-C), SIGTERM, SIGHUP and SIGQUIT stop the job: the first one gently, with --signal and, after --kill-after, SIGKILL to the whole process \
+tree; the second one with SIGKILL at once and without waiting for output that is not printed yet. When the job ends, what it left running is killed.
+
+The output is printed from the log, so a slow reader never slows the job down; the log may run far ahead of what was printed.
+
+Examples:
+  iron-exec run make -j4
+  iron-exec run --timeout 10m -k 30s --stats -- ./integration-test --all
+  iron-exec run -q --log-dir /var/log/jobs --log-format raw -- ./nightly.sh
+  iron-exec run -i -e LANG=C -u 1000:1000 -C /srv/app -- ./server";
+
+const BATCH_LONG: &str = "\
+Run many shell commands, at most N at a time.
+
+Each line of FILE (or of stdin) is a command for `/bin/sh -c`; blank lines and lines that begin with `#` are skipped. Lines are started in their \
+order, as they come in. The output of each job is printed whole when the job ends: its stdout on stdout, its stderr on stderr. A failed job is named \
+on stderr, with its log.
+
+Without --keep-going no new job is started after one has failed; those that run are waited for. SIGINT (Ctrl-C), SIGTERM, SIGHUP and SIGQUIT stop \
+everything: the first one gently (--signal, then SIGKILL after --kill-after), the second one with SIGKILL at once.
+
+When a job cannot be started for want of open files or processes while others run, it waits for one of them to end. The limit of open files is \
+raised as far as the hard limit lets us; the jobs keep the limit that was.
+
+Examples:
+  iron-exec batch -j 8 commands.txt
+  seq 100 | sed 's/^/.\\/render --frame /' | iron-exec batch --keep-going --timeout 5m
+  iron-exec batch --json --quiet --log-keep all --log-dir /var/log/jobs commands.txt > status.jsonl";
+
+const BATCH_EXIT_CODES: &str = "\
+Exit codes:
+  0        every line was run and succeeded
+  1        a job failed or was stopped, or lines were not started
+  125      iron-exec itself failed: bad options, an unreadable FILE, no log directory, ...
+  141      whoever read our output has gone; the jobs were stopped
+
+With --json, each job gives one line on stdout, in the order in which they end:
+  line, command        the number of the line in FILE, and the line
+  state                \"finished\"; \"failed\": not started, see failure; \"unknown\": somebody else has reaped it
+  exit_code, signal    how it ended; the other one, or both, are null
+  stop_reason          \"timeout\", \"requested\" or null
+  run_time             seconds
+  log                  the log file; null if it was deleted or there is none
+  failure              why it was not started: step, path, errno, message; or null
+and more about what it used and wrote.";
+
+const LOGS_LONG: &str = "\
+Print the log of a job.
+
+What the job wrote to stdout appears on stdout, what it wrote to stderr on stderr, byte for byte. Logs of both formats are read, also of jobs that \
+still run and of jobs whose worker is long gone.
+
+Examples:
+  iron-exec logs /tmp/make_0190d3b1-7c8a-7def-8123-456789abcdef.log
+  iron-exec logs -f --escape /var/log/jobs/server_0190d3b1-7c8a-7def-8123-456789abcdef.log
+  iron-exec logs --timestamps --stream stderr job.log";
+
+const LOGS_EXIT_CODES: &str = "\
+Exit codes:
+  0        the log was printed
+  1        the log was printed, but for records that are malformed (each is reported on stderr)
+  125      the log cannot be read, or was asked for what it does not hold
+  141      whoever read our output has gone";
+
+/// Runs Linux processes from one thread: started into cgroups, watched by pidfd, logged line by line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "iron-exec",
+    bin_name = "iron-exec",
+    version,
+    about = "Run, log, watch and stop Linux processes",
+    long_about = "Run, log, watch and stop Linux processes, from one thread, whether one or ten thousand.\n\nEvery job gets a log file of its \
+                  own and, where the machine has them, a cgroup of its own, so that nothing of it is left when it was stopped.",
+    after_help = "`iron-exec help COMMAND` says everything about a command. `iron-exec info` says what this machine can do."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) tool: Tool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Tool {
+    /// Run one job in the foreground
+    #[command(long_about = RUN_LONG, after_help = RUN_EXIT_CODES, override_usage = "iron-exec run [OPTIONS] [--] PROGRAM [ARGS]...")]
+    Run(RunArgs),
+    /// Run many shell commands, at most N at a time
+    #[command(long_about = BATCH_LONG, after_long_help = BATCH_EXIT_CODES)]
+    Batch(BatchArgs),
+    /// Print the log of a job
+    #[command(long_about = LOGS_LONG, after_help = LOGS_EXIT_CODES)]
+    Logs(LogsArgs),
+    /// Say what this machine can do, what is missing, and how to get it
+    Info(InfoArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+
+    #[command(flatten)]
+    pub(crate) worker: WorkerArgs,
+
+    /// When the job has ended, print a summary on stderr
+    #[arg(long)]
+    pub(crate) stats: bool,
+
+    /// When the job has ended, print its final status on stderr, as one line of JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// The program and its arguments; everything after PROGRAM is the program's
+    #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM [ARGS]...")]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BatchArgs {
+    /// Run at most N jobs at a time [default: the number of CPUs]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) jobs: Option<u32>,
+
+    /// Go on starting jobs after one has failed
+    #[arg(long)]
+    pub(crate) keep_going: bool,
+
+    /// Show the progress; without a terminal on stderr as a line of text every second [default: on a terminal]
+    #[arg(long, overrides_with = "no_progress")]
+    pub(crate) progress: bool,
+
+    /// Show no progress
+    #[arg(long)]
+    pub(crate) no_progress: bool,
+
+    /// Print one line of JSON for each job on stdout, instead of its output
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Which log files to keep; the others are deleted once they are printed
+    #[arg(long, value_enum, value_name = "WHICH", default_value_t = LogKeep::Failed)]
+    pub(crate) log_keep: LogKeep,
+
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+
+    #[command(flatten)]
+    pub(crate) worker: WorkerArgs,
+
+    /// The file of commands; `-` is stdin
+    #[arg(default_value = "-")]
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    /// Go on printing as the log grows, until the job has ended or its worker is dead
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+
+    /// Begin each record with its time (RFC 3339) and its stream, one record a line
+    #[arg(long)]
+    pub(crate) timestamps: bool,
+
+    /// Print one of the two streams only
+    #[arg(long, value_enum)]
+    pub(crate) stream: Option<StreamName>,
+
+    /// Make control characters visible (as \x1b), all but tabs and line feeds: what a job wrote may otherwise do to your terminal what it likes
+    #[arg(long)]
+    pub(crate) escape: bool,
+
+    /// The log file
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InfoArgs {
+    /// Print it as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) worker: WorkerArgs,
+}
+
+/// What every job of a worker has in common.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Host options")]
+pub(crate) struct WorkerArgs {
+    /// The directory of the log files
+    #[arg(long, value_name = "DIRECTORY", default_value = "/tmp")]
+    pub(crate) log_dir: PathBuf,
+
+    /// The format of the logs: `cri` (Kubernetes: time and stream of each line) or `raw` (the job's bytes and nothing else)
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = FormatName::Cri)]
+    pub(crate) log_format: FormatName,
+
+    /// The way in which processes are made [default: the best that works]
+    #[arg(long, value_parser = PossibleValuesParser::new(Rung::ALL.map(Rung::as_str)).map(|name| rung_named(&name)))]
+    pub(crate) rung: Option<Rung>,
+
+    /// Run jobs without cgroups: descendants that begin a session of their own escape a stop
+    #[arg(long, conflicts_with = "cgroup_base")]
+    pub(crate) no_cgroup: bool,
+
+    /// The cgroup2 directory in which each job gets its cgroup; made if it is not there [default: our own cgroup if it is delegated to us, else
+    /// `iron-exec` at the root of the hierarchy if we are root, else none]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) cgroup_base: Option<PathBuf>,
+}
+
+/// What is said about a job, or about every one of a batch.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Job options")]
+pub(crate) struct JobArgs {
+    /// Set an environment variable (repeatable)
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = OsStringParser(variable))]
+    pub(crate) env: Vec<(OsString, OsString)>,
+
+    /// Start from an empty environment instead of ours
+    #[arg(short = 'i', long)]
+    pub(crate) clear_env: bool,
+
+    /// The working directory
+    #[arg(short = 'C', long, value_name = "DIRECTORY")]
+    pub(crate) cwd: Option<PathBuf>,
+
+    /// The numeric user, and group, to run as; without a GID the group has the user's number. Supplementary groups are dropped
+    #[arg(short, long, value_name = "UID[:GID]", value_parser = user)]
+    pub(crate) user: Option<(u32, u32)>,
+
+    /// Stop the job after this time, for instance `10s`, `1h 30m` or `0.5` (seconds): --signal first, SIGKILL after --kill-after. 0: never
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) timeout: Option<Duration>,
+
+    /// How long a job that is being stopped gets before SIGKILL; 0 is at once
+    #[arg(short, long, value_name = "TIME", value_parser = duration, default_value = "5s")]
+    pub(crate) kill_after: Duration,
+
+    /// The signal with which a job is stopped, by name or number
+    #[arg(short, long, default_value = "TERM")]
+    pub(crate) signal: Signal,
+
+    /// What the job reads [default: inherit for run, null for batch]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub(crate) stdin: Option<StdinName>,
+
+    /// What becomes of the job's output [default: split for cri logs, merged for raw ones]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub(crate) capture: Option<CaptureName>,
+
+    /// The job's name in the names of its log and cgroup [default: the program's]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+
+    /// Print none of the jobs' output: it goes to the log only
+    #[arg(short, long, action = ArgAction::SetTrue)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StdinName {
+    /// Our own stdin
+    Inherit,
+    /// Nothing
+    Null,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CaptureName {
+    /// Two pipes: stdout and stderr are told apart. A raw log does not say which is which: all of it is printed on stdout
+    Split,
+    /// One pipe: exactly the order in which the job wrote, all of it on stdout
+    Merged,
+    /// No log: the job has our own stdout and stderr
+    Inherit,
+    /// No log, no output
+    Discard,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FormatName {
+    /// Time and stream of each line
+    Cri,
+    /// The job's bytes and nothing else
+    Raw,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogKeep {
+    /// All of them
+    All,
+    /// Those of jobs that did not succeed
+    Failed,
+    /// None
+    None,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StreamName {
+    /// What the job wrote to stdout
+    Stdout,
+    /// What the job wrote to stderr
+    Stderr,
+}
+
+impl StreamName {
+    pub(crate) fn stream(self) -> OutputStream {
+        match self {
+            StreamName::Stdout => OutputStream::Stdout,
+            StreamName::Stderr => OutputStream::Stderr,
+        }
+    }
+}
+
+impl WorkerArgs {
+    /// A builder with these settings.
+    pub(crate) fn builder(&self) -> Builder {
+        let format = match self.log_format {
+            FormatName::Cri => LogFormat::Cri,
+            FormatName::Raw => LogFormat::Raw,
+        };
+        let base = match &self.cgroup_base {
+            _ if self.no_cgroup => CgroupBase::Off,
+            Some(path) => CgroupBase::Path(path.clone()),
+            None => CgroupBase::Auto,
+        };
+        let builder = Worker::builder().log_dir(&self.log_dir).log_format(format).cgroup_base(base);
+        match self.rung {
+            Some(rung) => builder.rung(rung),
+            None => builder,
+        }
+    }
+}
+
+impl JobArgs {
+    /// How output is captured with logs of this format.
+    pub(crate) fn capture(&self, format: FormatName) -> Capture {
+        match (self.capture, format) {
+            (Some(CaptureName::Split), _) | (None, FormatName::Cri) => Capture::Split,
+            (Some(CaptureName::Merged), _) | (None, FormatName::Raw) => Capture::Merged,
+            (Some(CaptureName::Inherit), _) => Capture::Inherit,
+            (Some(CaptureName::Discard), _) => Capture::Discard,
+        }
+    }
+
+    /// `command` with everything that was said about it.
+    pub(crate) fn apply(&self, mut command: Command, capture: Capture, stdin: StdinName) -> Command {
+        command = command.capture(capture);
+        if self.clear_env {
+            command = command.env_clear();
+        }
+        for (name, value) in &self.env {
+            command = command.env(name, value);
+        }
+        if let Some(cwd) = &self.cwd {
+            command = command.cwd(cwd);
+        }
+        if let Some((uid, gid)) = self.user {
+            command = command.uid(uid).gid(gid);
+        }
+        if let Some(timeout) = self.timeout.filter(|timeout| !timeout.is_zero()) {
+            command = command.timeout(timeout).timeout_signal(self.signal, self.kill_after);
+        }
+        if let Some(name) = &self.name {
+            command = command.name(name);
+        }
+        match self.stdin.unwrap_or(stdin) {
+            StdinName::Inherit => command.stdin_inherit(),
+            StdinName::Null => command.stdin_null(),
+        }
+    }
+
+    /// What is wrong with the options as a whole.
+    pub(crate) fn contradiction(&self) -> Option<&'static str> {
+        (self.quiet && self.capture == Some(CaptureName::Inherit))
+            .then_some("--quiet cannot silence a job that has our own stdout: use --capture discard instead of inherit")
+    }
+}
+
+/// A parser of arguments that need not be UTF-8.
+#[derive(Clone)]
+struct OsStringParser<T>(fn(&OsStr) -> Result<T, String>);
+
+impl<T: Clone + Send + Sync + 'static> TypedValueParser for OsStringParser<T> {
+    type Value = T;
+
+    fn parse_ref(&self, command: &clap::Command, arg: Option<&clap::Arg>, value: &OsStr) -> Result<T, clap::Error> {
+        (self.0)(value).map_err(|message| {
+            let arg = arg.map(|arg| format!(" for '{arg}'")).unwrap_or_default();
+            let message = format!("invalid value '{}'{arg}: {message}", value.to_string_lossy());
+            clap::Error::raw(clap::error::ErrorKind::ValueValidation, message).with_cmd(command)
+        })
+    }
+}
+
+fn variable(text: &OsStr) -> Result<(OsString, OsString), String> {
+    let bytes = text.as_bytes();
+    match bytes.iter().position(|byte| *byte == b'=') {
+        Some(0) => Err("the name is empty: give NAME=VALUE".to_owned()),
+        Some(at) => Ok((OsStr::from_bytes(&bytes[..at]).to_owned(), OsStr::from_bytes(&bytes[at + 1..]).to_owned())),
+        None => Err("there is no `=` in it: give NAME=VALUE".to_owned()),
+    }
+}
+
+/// `UID` or `UID:GID`.
+fn user(text: &str) -> Result<(u32, u32), String> {
+    let number =
+        |text: &str| text.parse::<u32>().map_err(|_| format!("{text:?} is no number: give UID or UID:GID, both numeric (see id(1))"));
+    match text.split_once(':') {
+        Some((uid, gid)) => Ok((number(uid)?, number(gid)?)),
+        None => number(text).map(|uid| (uid, uid)),
+    }
+}
+
+/// A number of seconds, or what humantime takes: `1h 30m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let advice = "give a number of seconds, or units as in `1m 30s` or `500ms`";
+    match text.parse::<f64>() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|error| format!("{error}: {advice}")),
+        Err(_) => humantime::parse_duration(text).map_err(|error| format!("{error}: {advice}")),
+    }
+}
+
+fn rung_named(name: &str) -> Rung {
+    Rung::ALL.into_iter().find(|rung| rung.as_str() == name).unwrap_or(Rung::Fork)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_options_do_not_contradict_each_other() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times_are_seconds_or_have_units() {
+        for (text, millis) in [("10", 10_000), ("0.5", 500), ("500ms", 500), ("1m 30s", 90_000), ("0", 0)] {
+            assert_eq!(duration(text).unwrap(), Duration::from_millis(millis), "{text:?}");
+        }
+        for text in ["", "-1", "inf", "nan", "5 parsecs", "1e300"] {
+            assert!(duration(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_user_is_one_number_or_two() {
+        assert_eq!(user("1000").unwrap(), (1000, 1000));
+        assert_eq!(user("1000:5").unwrap(), (1000, 5));
+        for text in ["", "root", "1:", ":1", "1:2:3", "-1"] {
+            assert!(user(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_variable_has_a_name_and_may_have_any_value() {
+        let pair = |name: &str, value: &str| (OsString::from(name), OsString::from(value));
+        assert_eq!(variable(OsStr::new("A=b=c")).unwrap(), pair("A", "b=c"));
+        assert_eq!(variable(OsStr::new("A=")).unwrap(), pair("A", ""));
+        assert!(variable(OsStr::from_bytes(b"A=\xff")).is_ok());
+        for text in ["", "A", "=b"] {
+            assert!(variable(OsStr::new(text)).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_follows_the_program_is_the_programs() {
+        let cli = Cli::try_parse_from(["iron-exec", "run", "-q", "ls", "--timeout", "-q"]).unwrap();
+        let Tool::Run(args) = cli.tool else { panic!("it is a run") };
+        assert_eq!(args.command, ["ls", "--timeout", "-q"]);
+        assert!(Cli::try_parse_from(["iron-exec", "run", "--no-such-option", "ls"]).is_err());
+    }
+}

@@ -1,0 +1,200 @@
+//! Promise: where a seccomp filter refuses the calls that the library likes best, it takes the next, says so, and jobs are the same. The filters are
+//! real ones, each in a process of its own.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::env::consts::ARCH;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+
+use common::{Census, Host, finish, isolated, output_of};
+use iron_exec::{BuildError, Command, JobState, Rung, StartError, Step, Worker};
+use rustix::io::Errno;
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+
+/// Numbers of system calls younger than 2020 are the same everywhere.
+const CLONE3: i64 = 435;
+const CLOSE_RANGE: i64 = 436;
+
+/// Has the kernel answer `call` with `errno` from now on, in this thread and its children.
+fn deny(call: i64, errno: Errno) {
+    let refused = SeccompAction::Errno(errno.raw_os_error() as u32);
+    let filter = SeccompFilter::new(BTreeMap::from([(call, vec![])]), SeccompAction::Allow, refused, ARCH.try_into().unwrap()).unwrap();
+    apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+}
+
+/// Runs jobs that tell where they are and what they have; on `rung`, in the cgroup of their name.
+fn jobs_are_the_same(host: &Host, worker: &mut Worker, rung: Rung) {
+    let cgroups = host.cgroups();
+    for confirm in [true, false] {
+        let job = worker.start(Command::shell("cat /proc/self/cgroup; cat").stdin_bytes(*b"input\n").confirm(confirm)).unwrap();
+        let status = finish(worker, job);
+        assert!(status.success(), "{status:?}");
+        assert_eq!(status.rung, rung);
+        let output = String::from_utf8(output_of(&status)).unwrap();
+        assert!(output.ends_with("input\n"), "{output}");
+        assert_eq!(output.contains(&format!("/sh_{job}\n")), host.base.is_some(), "{output}");
+        assert_eq!(status.cgroup.is_some(), host.base.is_some());
+    }
+    let error = worker.start(Command::new("no-such-program")).unwrap_err();
+    assert_eq!(error.failure().unwrap().step(), Step::Exec);
+    assert_eq!(host.cgroups(), cgroups);
+}
+
+/// What there is, but not what the children that run are doing at this moment.
+fn census(host: &Host) -> Census {
+    let mut census = Census::take(host);
+    for child in &mut census.children {
+        child.truncate(child.rfind(')').unwrap());
+    }
+    census
+}
+
+fn missing(worker: &Worker, rung: Rung) -> Option<&'static str> {
+    worker.capabilities().rungs.iter().find(|report| report.rung == rung).unwrap().missing
+}
+
+/// What the two answers of filters are told apart by in the reason.
+const REFUSALS: [(Errno, &str); 2] = [(Errno::NOSYS, "ENOSYS"), (Errno::PERM, "EPERM")];
+
+fn a_worker_built_under_the_filter_starts_jobs_by_fork(errno: Errno, word: &str) {
+    let host = Host::new();
+    deny(CLONE3, errno);
+    let mut worker = host.worker();
+    assert_eq!(worker.capabilities().rung, Rung::Fork);
+    let reason = missing(&worker, Rung::ForkLike).unwrap();
+    assert!(reason.contains("clone3") && reason.contains("seccomp") && reason.contains(word), "{reason}");
+    assert_eq!(missing(&worker, Rung::Fork), None);
+    jobs_are_the_same(&host, &mut worker, Rung::Fork);
+    // Asked for by name, it is what one gets.
+    jobs_are_the_same(&host, &mut host.builder().rung(Rung::Fork).build().unwrap(), Rung::Fork);
+}
+
+fn a_worker_built_before_the_filter_notices_at_the_next_start(errno: Errno, word: &str) {
+    let host = Host::new();
+    let mut worker = host.worker();
+    assert_eq!(worker.capabilities().rung, Rung::ForkLike);
+    jobs_are_the_same(&host, &mut worker, Rung::ForkLike);
+    let running = worker.start(Command::new("cat").stdin_piped()).unwrap();
+    deny(CLONE3, errno);
+    jobs_are_the_same(&host, &mut host.builder().build().unwrap(), Rung::Fork);
+
+    let before = census(&host);
+    let job = worker.start(Command::new("true")).unwrap();
+    assert_eq!(worker.capabilities().rung, Rung::Fork);
+    assert!(missing(&worker, Rung::ForkLike).unwrap().contains(word));
+    let status = finish(&mut worker, job);
+    assert_eq!((status.success(), status.rung), (true, Rung::Fork));
+    std::fs::remove_file(status.log.unwrap()).unwrap();
+    assert_eq!(census(&host), before, "nothing is left of the attempt");
+
+    assert_eq!(worker.query(running).unwrap().state, JobState::Running);
+    drop(worker.take_stdin(running).unwrap());
+    let status = finish(&mut worker, running);
+    assert_eq!((status.success(), status.rung), (true, Rung::ForkLike));
+}
+
+fn a_rung_that_was_asked_for_is_not_replaced(errno: Errno, word: &str) {
+    let host = Host::new();
+    let mut forced = host.builder().rung(Rung::ForkLike).build().unwrap();
+    deny(CLONE3, errno);
+    // At the build.
+    let before = census(&host);
+    let error = host.builder().rung(Rung::ForkLike).build().unwrap_err();
+    let BuildError::Rung { rung, reason } = &error else { panic!("{error}") };
+    assert!(*rung == Rung::ForkLike && reason.contains(word), "{error}");
+    assert_eq!(census(&host), before);
+    // And later.
+    let error = forced.start(Command::new("true")).unwrap_err();
+    let StartError::Failed(failure) = &error else { panic!("{error}") };
+    assert_eq!((failure.step(), failure.errno()), (Step::Clone, errno.raw_os_error()));
+    assert_eq!(census(&host), before);
+    assert_eq!(forced.capabilities().rung, Rung::ForkLike);
+}
+
+fn descriptors_are_closed_without_close_range(errno: Errno) {
+    let host = Host::new();
+    // More than one look at the directory of descriptors gives, none marked.
+    let open = || File::open("/dev/zero").unwrap();
+    let files: Vec<File> = (0..200).map(|_| open()).collect();
+    for file in &files {
+        rustix::io::fcntl_setfd(file, rustix::io::FdFlags::empty()).unwrap();
+    }
+    let mut workers = Rung::ALL.map(|rung| host.builder().rung(rung).build().unwrap());
+    deny(CLOSE_RANGE, errno);
+    for worker in &mut workers {
+        let mut open_in = |command: Command| {
+            let job = worker.start(command).unwrap();
+            let status = finish(worker, job);
+            assert!(status.success(), "{status:?}");
+            let list = String::from_utf8(output_of(&status)).unwrap();
+            list.lines().map(|line| line.parse::<i32>().unwrap()).collect::<BTreeSet<i32>>()
+        };
+        let list = || Command::shell("ls /proc/$$/fd; :");
+        assert_eq!(open_in(list()), BTreeSet::from([0, 1, 2]));
+        let taken = files[100].as_raw_fd();
+        assert_eq!(open_in(list().fd(5, open()).fd(taken, open()).fd(900, open())), BTreeSet::from([0, 1, 2, 5, taken, 900]));
+        let error = worker.start(Command::new("no-such-program")).unwrap_err();
+        assert_eq!(error.failure().unwrap().step(), Step::Exec);
+    }
+    for worker in &mut workers {
+        assert_eq!(worker.unfinished_jobs(), 0);
+    }
+}
+
+#[test]
+fn a_worker_built_under_a_filter_that_says_enosys_starts_jobs_by_fork() {
+    isolated("a_worker_built_under_a_filter_that_says_enosys_starts_jobs_by_fork", || {
+        a_worker_built_under_the_filter_starts_jobs_by_fork(REFUSALS[0].0, REFUSALS[0].1);
+    });
+}
+
+#[test]
+fn a_worker_built_under_a_filter_that_says_eperm_starts_jobs_by_fork() {
+    isolated("a_worker_built_under_a_filter_that_says_eperm_starts_jobs_by_fork", || {
+        a_worker_built_under_the_filter_starts_jobs_by_fork(REFUSALS[1].0, REFUSALS[1].1);
+    });
+}
+
+#[test]
+fn a_worker_built_before_a_filter_that_says_enosys_notices_at_the_next_start() {
+    isolated("a_worker_built_before_a_filter_that_says_enosys_notices_at_the_next_start", || {
+        a_worker_built_before_the_filter_notices_at_the_next_start(REFUSALS[0].0, REFUSALS[0].1);
+    });
+}
+
+#[test]
+fn a_worker_built_before_a_filter_that_says_eperm_notices_at_the_next_start() {
+    isolated("a_worker_built_before_a_filter_that_says_eperm_notices_at_the_next_start", || {
+        a_worker_built_before_the_filter_notices_at_the_next_start(REFUSALS[1].0, REFUSALS[1].1);
+    });
+}
+
+#[test]
+fn a_rung_that_was_asked_for_is_not_replaced_under_enosys() {
+    isolated("a_rung_that_was_asked_for_is_not_replaced_under_enosys", || {
+        a_rung_that_was_asked_for_is_not_replaced(REFUSALS[0].0, REFUSALS[0].1);
+    });
+}
+
+#[test]
+fn a_rung_that_was_asked_for_is_not_replaced_under_eperm() {
+    isolated("a_rung_that_was_asked_for_is_not_replaced_under_eperm", || {
+        a_rung_that_was_asked_for_is_not_replaced(REFUSALS[1].0, REFUSALS[1].1);
+    });
+}
+
+#[test]
+fn descriptors_are_closed_in_jobs_also_where_close_range_is_missing() {
+    isolated("descriptors_are_closed_in_jobs_also_where_close_range_is_missing", || {
+        descriptors_are_closed_without_close_range(Errno::NOSYS);
+    });
+}
+
+#[test]
+fn descriptors_are_closed_in_jobs_also_where_close_range_is_forbidden() {
+    isolated("descriptors_are_closed_in_jobs_also_where_close_range_is_forbidden", || {
+        descriptors_are_closed_without_close_range(Errno::PERM);
+    });
+}
