@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::job::{Host, unix_millis};
+use crate::job::Host;
 use crate::kernel::cgroup::{CgroupTree, Discovery};
 use crate::kernel::log_dir::LogDir;
 use crate::kernel::{process, stdio};
+use crate::lent::unix_millis;
 use crate::logic::ids::Ids;
 use crate::model::capabilities::{Capabilities, Rung};
 use crate::model::error::BuildError;

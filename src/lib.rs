@@ -45,7 +45,7 @@
 //! |---|---|---|
 //! | 6 | `worker`, `builder` | the public face |
 //! | 5 | `reactor` | wait, dispatch, deadlines |
-//! | 4 | `job`, `table`, `log_reader` | one job put together; where jobs are kept; a log from outside |
+//! | 4 | `job`, `outputs`, `table`, `lent`, `log_reader` | one job put together; its outputs and log; where jobs are kept; what they are lent; a log from outside |
 //! | 3 | `kernel` | one kernel object per file: process, cgroup, log file, inotify … |
 //! | 2 | `logic` | no clock, no descriptor: lifecycle, line splitter, record codec, deadlines |
 //! | 1 | `model` | plain values: what is asked, what is answered, what went wrong |
@@ -57,9 +57,11 @@
 mod builder;
 mod job;
 mod kernel;
+mod lent;
 mod log_reader;
 mod logic;
 mod model;
+mod outputs;
 mod reactor;
 mod table;
 mod worker;

@@ -8,14 +8,16 @@ use mio::unix::SourceFd;
 use mio::{Interest, Poll, Token};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
-use crate::job::{Alarm, Job, Lent, Queues, Room, Scratch};
+use crate::job::Job;
 use crate::kernel::cgroup::CgroupTree;
 use crate::kernel::log_dir::LogDir;
 use crate::kernel::watcher::Watcher;
+use crate::lent::{Alarm, Lent, Queues, Records};
 use crate::logic::deadlines::DeadlineQueue;
 use crate::logic::token::{Key, Target};
 use crate::model::error::{BuildError, TurnError};
 use crate::model::settings::Settings;
+use crate::outputs::Room;
 use crate::table::Table;
 
 /// Readiness events handled in one turn before the caller gets a word in, in units of the poll's capacity.
@@ -40,7 +42,8 @@ pub(crate) struct Reactor {
     timer_at: Option<Instant>,
     deadlines: DeadlineQueue<(Key, Alarm)>,
     watcher: Watcher,
-    scratch: Scratch,
+    read_buffer: Box<[u8]>,
+    records: Records,
     pub(crate) queues: Queues,
     /// Owners of inotify notices; empty between turns.
     noticed: Vec<Key>,
@@ -71,7 +74,8 @@ impl Reactor {
             timer_at: None,
             deadlines: DeadlineQueue::new(),
             watcher,
-            scratch: Scratch::new(READ_BUFFER_BYTES.min(settings.read_budget_bytes)),
+            read_buffer: vec![0; READ_BUFFER_BYTES.min(settings.read_budget_bytes)].into(),
+            records: Records::default(),
             queues: Queues::default(),
             noticed: Vec::new(),
             cgroups,
@@ -89,7 +93,8 @@ impl Reactor {
             watcher: &mut self.watcher,
             cgroups: &mut self.cgroups,
             log_dir: &mut self.log_dir,
-            scratch: &mut self.scratch,
+            read_buffer: &mut self.read_buffer,
+            records: &mut self.records,
             queues: &mut self.queues,
             settings: &self.settings,
             now: Instant::now(),
@@ -169,7 +174,8 @@ impl Reactor {
             watcher: &mut self.watcher,
             cgroups: &mut self.cgroups,
             log_dir: &mut self.log_dir,
-            scratch: &mut self.scratch,
+            read_buffer: &mut self.read_buffer,
+            records: &mut self.records,
             queues: &mut self.queues,
             settings: &self.settings,
             now,
@@ -221,13 +227,13 @@ impl Reactor {
     fn close_idle_logs(&mut self, table: &mut Table) {
         let queues = &mut self.queues;
         if queues.open_logs.len() > 2 * queues.open_logs_count + ENDED_LOGS_LISTED_MAX {
-            queues.open_logs.retain(|key| table.get(*key).is_some_and(Job::has_open_log));
+            queues.open_logs.retain(|key| table.get(*key).is_some_and(|job| job.outputs.has_open_log()));
         }
         let mut looks = self.queues.open_logs.len();
         while self.queues.open_logs_wanted > 0 && looks > 0 {
             looks -= 1;
             let Some(key) = self.queues.open_logs.pop_front() else { break };
-            match table.get_mut(key).map_or(Room::None, |job| job.make_room(&mut self.queues)) {
+            match table.get_mut(key).map_or(Room::None, |job| job.outputs.make_room(&mut self.queues)) {
                 Room::Made => self.queues.open_logs_wanted -= 1,
                 Room::Later => self.queues.open_logs.push_back(key),
                 Room::None => {}

@@ -92,7 +92,10 @@ impl Worker {
     ///
     /// # Errors
     /// See [`StartError`]: nothing is left of a job that was not started.
-    #[allow(clippy::needless_pass_by_value, reason = "a command is used up: the descriptors that it holds are closed once the job has them")]
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "a command is used up: the descriptors that it holds are closed once the job has them"
+    )]
     pub fn start(&mut self, command: Command) -> Result<JobId, StartError> {
         let owner = command.owner;
         self.start_for(&command, owner)
@@ -321,7 +324,7 @@ impl Worker {
     fn with_job(
         &mut self,
         job: JobId,
-        handle: impl FnOnce(&mut Job, &mut crate::job::Lent<'_>) -> Result<(), JobError>,
+        handle: impl FnOnce(&mut Job, &mut crate::lent::Lent<'_>) -> Result<(), JobError>,
     ) -> Result<(), JobError> {
         let found = self.table.by_id_mut(job).ok_or(JobError::NotFound { job })?;
         let handled = handle(found, &mut self.reactor.lend());

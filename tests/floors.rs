@@ -10,7 +10,7 @@ fn floor(module: &str) -> Option<u8> {
         "model" => 1,
         "logic" => 2,
         "kernel" => 3,
-        "job" | "table" | "log_reader" => 4,
+        "job" | "lent" | "outputs" | "table" | "log_reader" => 4,
         "reactor" => 5,
         "worker" | "builder" | "handle" | "adapters" => 6,
         _ => return None,

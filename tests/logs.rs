@@ -290,14 +290,16 @@ fn lines_stay_whole(format: LogFormat, read_budget_bytes: usize) {
     let host = Host::new();
     let mut worker = host.builder().line_flush_time(NEVER).read_budget_bytes(read_budget_bytes).build().unwrap();
     let mut random = fastrand::Rng::with_seed(7);
-    let lines = ['o', 'e'].map(|tag| numbered_lines(tag, 4000, &mut random));
+    let lines = ['o', 'e'].map(|tag| numbered_lines(tag, 1200, &mut random));
     for (name, lines) in ["out", "err"].iter().zip(&lines) {
         fs::write(host.log_dir.path().join(name), lines.join("\n") + "\n").unwrap();
     }
-    let command = sh("cat err >&2 & cat out; wait").cwd(host.log_dir.path()).log_format(format);
-    let job = worker.start(command).unwrap();
+    let write = |name| format!("{{ head -c 50000 {name}; : > {name}-begun; tail -c +50001 {name}; }}");
+    let script = format!("{} >&2 & {}; wait", write("err"), write("out"));
+    let job = worker.start(sh(&script).cwd(host.log_dir.path()).log_format(format)).unwrap();
+    common::wait_until("both have begun", || ["out", "err"].iter().all(|name| host.log_dir.path().join(format!("{name}-begun")).exists()));
     let status = finish(&mut worker, job);
-    assert_eq!(status.output.lines, 8000);
+    assert_eq!(status.output.lines, 2400);
 
     let log = fs::read(status.log.as_ref().unwrap()).unwrap();
     let logged: Vec<(bool, String)> = if format == LogFormat::Raw {
@@ -312,7 +314,7 @@ fn lines_stay_whole(format: LogFormat, read_budget_bytes: usize) {
         assert!(of_stream.eq(lines), "every line of the stream is there, whole and in its place");
     }
     let changes = logged.windows(2).filter(|pair| pair[0].0 != pair[1].0).count();
-    assert!(changes > 10, "the streams were written at the same time: {changes} changes");
+    assert!(changes > 1, "the streams were written at the same time: {changes} changes");
 }
 
 #[test]
@@ -419,12 +421,12 @@ fn a_line_that_ended_in_time_is_one_record_also_when_the_loop_is_behind() {
     let flag = |number: usize| host.log_dir.path().join(format!("flag-{number}"));
     let command = |number: usize, script| sh(script).env("FLAG", flag(number));
     let (job, mut stdin) = start_echo(&mut worker, command(0, "printf 'one '; read line; echo line; : > \"$FLAG\"; read line"));
-    let others: Vec<_> =
+    let mut others: Vec<_> =
         (1..20).map(|number| start_echo(&mut worker, command(number, "read line; echo x; : > \"$FLAG\"; read line"))).collect();
     read_bytes(&mut worker, job, 4);
     let read = Instant::now();
     // Everybody writes, this job last, while the loop does something else for longer than the flush time.
-    for (number, (_, mut stdin)) in (1..).zip(&others) {
+    for (number, (_, stdin)) in (1..).zip(&mut others) {
         stdin.write_all(b"\n").unwrap();
         common::wait_until("the others have written", || flag(number).exists());
     }

@@ -6,6 +6,7 @@ mod common;
 use std::fs;
 use std::io::{BufRead, PipeWriter, Read, Write};
 use std::path::PathBuf;
+use std::process;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
@@ -488,7 +489,11 @@ fn a_stream_ends_with_what_its_job_wrote_when_the_worker_goes() {
 }
 
 /// A cgroup of the old hierarchy whose processes stand still, and so do not even die.
-struct Freezer(PathBuf);
+struct Freezer {
+    path: PathBuf,
+    /// Where the hierarchy was mounted for this test, if it was.
+    mount: Option<tempfile::TempDir>,
+}
 
 impl Freezer {
     /// `None` if the test is to be skipped.
@@ -498,27 +503,37 @@ impl Freezer {
         }
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
         let is_freezer = |fields: &[&str]| fields[2] == "cgroup" && fields[3].split(',').any(|option| option == "freezer");
-        let mount = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|fields| is_freezer(fields));
-        let Some(mount) = mount else {
-            let _ = common::cannot_run("it needs the freezer of cgroup v1");
-            return None;
+        let found = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|fields| is_freezer(fields));
+        let (hierarchy, mount) = if let Some(fields) = found {
+            (PathBuf::from(fields[1]), None)
+        } else {
+            let directory = tempfile::tempdir().unwrap();
+            let mounted = process::Command::new("mount").args(["-t", "cgroup", "-o", "freezer", "none"]).arg(directory.path()).status();
+            if !mounted.is_ok_and(|status| status.success()) {
+                let _ = common::cannot_run("it needs the freezer of cgroup v1");
+                return None;
+            }
+            (directory.path().to_owned(), Some(directory))
         };
-        let path = PathBuf::from(mount[1]).join(format!("iron-exec-test-{}", std::process::id()));
+        let path = hierarchy.join(format!("iron-exec-test-{}", process::id()));
         fs::create_dir(&path).unwrap();
-        Some(Self(path))
+        Some(Self { path, mount })
     }
 
     fn freeze(&self, pid: i32) {
-        fs::write(self.0.join("cgroup.procs"), pid.to_string()).unwrap();
-        fs::write(self.0.join("freezer.state"), "FROZEN").unwrap();
-        wait_until("it is frozen", || fs::read_to_string(self.0.join("freezer.state")).unwrap() == "FROZEN\n");
+        fs::write(self.path.join("cgroup.procs"), pid.to_string()).unwrap();
+        fs::write(self.path.join("freezer.state"), "FROZEN").unwrap();
+        wait_until("it is frozen", || fs::read_to_string(self.path.join("freezer.state")).unwrap() == "FROZEN\n");
     }
 }
 
 impl Drop for Freezer {
     fn drop(&mut self) {
-        fs::write(self.0.join("freezer.state"), "THAWED").unwrap();
-        wait_until("its processes are gone", || fs::remove_dir(&self.0).is_ok());
+        fs::write(self.path.join("freezer.state"), "THAWED").unwrap();
+        wait_until("its processes are gone", || fs::remove_dir(&self.path).is_ok());
+        if let Some(mount) = &self.mount {
+            let _ = process::Command::new("umount").arg("-l").arg(mount.path()).status();
+        }
     }
 }
 

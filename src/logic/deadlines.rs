@@ -17,6 +17,11 @@ impl Deadline {
     pub(crate) fn disarm(&mut self) {
         self.due = None;
     }
+
+    /// Whether it is to go off.
+    pub(crate) fn is_armed(&self) -> bool {
+        self.due.is_some()
+    }
 }
 
 /// Every deadline of a worker, soonest first. `K` says whose it is.

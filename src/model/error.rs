@@ -175,6 +175,9 @@ impl StartFailure {
                 "this process is at its limit of open files: raise RLIMIT_NOFILE (Builder::raise_nofile) or run fewer jobs at a time"
             }
             (_, errno::ENFILE) => "the machine is at its limit of open files: raise fs.file-max",
+            (Step::Dup, errno::EBADF | errno::EINVAL) => {
+                "a file descriptor's number is not below the limit of open files of this process: raise RLIMIT_NOFILE"
+            }
             (Step::Clone, errno::EAGAIN) => "a limit on processes was reached: see RLIMIT_NPROC, pids.max and kernel.pid_max",
             (Step::Exec, errno::EAGAIN) => "the user is at its limit of processes: see RLIMIT_NPROC",
             (Step::Exec, errno::E2BIG) => "the arguments and environment are larger than the kernel takes: see RLIMIT_STACK and execve(2)",
@@ -404,9 +407,11 @@ pub(crate) mod errno {
     pub(crate) const ESRCH: i32 = 3;
     pub(crate) const E2BIG: i32 = 7;
     pub(crate) const ENOEXEC: i32 = 8;
+    pub(crate) const EBADF: i32 = 9;
     pub(crate) const EAGAIN: i32 = 11;
     pub(crate) const EACCES: i32 = 13;
     pub(crate) const EBUSY: i32 = 16;
+    pub(crate) const EINVAL: i32 = 22;
     pub(crate) const ENFILE: i32 = 23;
     pub(crate) const EMFILE: i32 = 24;
     pub(crate) const ENOSYS: i32 = 38;

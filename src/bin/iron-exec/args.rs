@@ -13,7 +13,7 @@ const RUN_EXIT_CODES: &str = "\
 Exit codes:
   0-123    the job's own exit code (higher ones are passed on as well)
   124      the job ran into its --timeout
-  125      iron-exec itself failed: bad options, no log directory, no cgroup, ...
+  125      iron-exec itself failed: bad options, no log directory, output that is lost, ...
   126      the program was found but cannot be executed
   127      the program was not found
   128+N    the job was killed by signal N (137: SIGKILL, 143: SIGTERM)

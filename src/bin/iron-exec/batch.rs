@@ -22,6 +22,9 @@ use crate::signals::StopRequests;
 /// Jobs started before the loop is turned again.
 const STARTS_PER_TURN: usize = 64;
 
+/// Jobs reported, or pieces of their output printed, before the loop is turned again.
+const REPORTS_PER_TURN: usize = 64;
+
 /// Runs the commands; returns the exit code.
 pub(crate) fn run(args: &BatchArgs) -> Result<u8, Fault> {
     let begun = Instant::now();
@@ -112,8 +115,8 @@ impl Batch<'_> {
         let mut events = Events::new();
         loop {
             // Printing comes first: it frees what the next start may need.
-            self.report_ended()?;
-            let has_more = self.start_some()?;
+            let mut has_more = self.report_ended()?;
+            has_more |= self.start_some()?;
             self.show_progress();
             if self.is_over() {
                 return Ok(());
@@ -303,17 +306,26 @@ impl Batch<'_> {
         }
     }
 
-    /// Prints and reports jobs that have ended, one after the other, as far as that goes without waiting.
-    fn report_ended(&mut self) -> Result<(), Fault> {
-        loop {
+    /// Prints and reports jobs that have ended, one after the other, as far as that goes without waiting, up to a budget; whether more could be
+    /// done at once.
+    fn report_ended(&mut self) -> Result<bool, Fault> {
+        for _ in 0..REPORTS_PER_TURN {
             if let Some(printing) = self.printing.take() {
-                let Some(printed) = self.print(printing) else { return Ok(()) };
-                self.report(printed.job, &printed.line, printed.is_complete)?;
+                let (printing, is_over) = self.print(printing);
+                if is_over {
+                    self.report(printing.job, &printing.line, printing.is_complete)?;
+                    continue;
+                }
+                self.printing = Some(printing);
+                if !self.outlet.is_empty() {
+                    return Ok(false);
+                }
+                continue;
             }
             if self.outlet.is_full() && self.failing.is_none() {
-                return Ok(());
+                return Ok(false);
             }
-            let Some((job, line)) = self.ended.pop_front() else { return Ok(()) };
+            let Some((job, line)) = self.ended.pop_front() else { return Ok(false) };
             let is_printed = self.capture.is_logged() && !self.args.job.quiet && !self.args.json;
             if !is_printed || self.failing.is_some() {
                 self.report(job, &line, !is_printed)?;
@@ -329,54 +341,46 @@ impl Batch<'_> {
                 }
             }
         }
+        Ok(true)
     }
 
-    /// Goes on printing a job's output; returns it when all of it is written, or will not be.
-    fn print(&mut self, mut printing: Printing) -> Option<Printing> {
-        loop {
-            if self.failing.is_some() {
-                printing.is_complete = false;
-                return Some(printing);
-            }
-            if let Some(stream) = &mut printing.stream {
-                match self.outlet.fetch(stream) {
-                    Fetched::Enough => {}
-                    Fetched::All | Fetched::NotYet => printing.stream = None,
-                    Fetched::Failed(error) => {
-                        let message = format!(
-                            "line {}: the rest of its output is not printed: {}",
-                            printing.line.number,
-                            report::with_causes(&error)
-                        );
-                        self.outlet.push_message(&message);
-                        printing.stream = None;
-                        printing.is_complete = false;
-                    }
+    /// Prints one more piece of a job's output; `true` when all of it is written, or will not be.
+    fn print(&mut self, mut printing: Printing) -> (Printing, bool) {
+        if self.failing.is_none()
+            && let Some(stream) = &mut printing.stream
+        {
+            match self.outlet.fetch(stream) {
+                Fetched::Enough => {}
+                Fetched::All | Fetched::NotYet => printing.stream = None,
+                Fetched::Failed(error) => {
+                    let (number, cause) = (printing.line.number, report::with_causes(&error));
+                    self.outlet.push_message(&format!("line {number}: the rest of its output is not printed: {cause}"));
+                    printing.stream = None;
+                    printing.is_complete = false;
                 }
             }
-            self.write_ready();
-            if printing.stream.is_none() && self.outlet.is_empty() {
-                printing.is_complete &= self.failing.is_none();
-                return Some(printing);
-            }
-            if !self.outlet.is_empty() {
-                self.printing = Some(printing);
-                return None;
-            }
         }
+        self.write_ready();
+        let is_failing = self.failing.is_some();
+        printing.is_complete &= !is_failing;
+        let is_over = is_failing || (printing.stream.is_none() && self.outlet.is_empty());
+        (printing, is_over)
     }
 
     /// Says how a job ended, deletes its log if it is not to be kept, and forgets it.
     fn report(&mut self, job: JobId, line: &Line, is_complete: bool) -> Result<(), Fault> {
         let status = self.worker.query(job).map_err(|error| Fault::caused("asking for a job's status failed", &error))?;
-        if status.success() {
+        // A job whose output is lost has not done what was asked of it.
+        let is_success = status.success() && status.output.dropped_bytes == 0;
+        if is_success {
             self.ok += 1;
         } else {
             self.failed += 1;
+            self.on_failure();
         }
         let is_wanted = match self.args.log_keep {
             LogKeep::All => true,
-            LogKeep::Failed => !status.success(),
+            LogKeep::Failed => !is_success,
             LogKeep::None => false,
         };
         let mut log = status.log.as_deref();
@@ -393,7 +397,7 @@ impl Batch<'_> {
         }
         if self.args.json {
             self.push_json(line, JobReport::finished(&status, log))?;
-        } else if !status.success() {
+        } else if !is_success {
             let log = log.map(|log| format!("; log: {}", log.display())).unwrap_or_default();
             self.outlet.push_message(&format!("line {}: {}: {}{log}", line.number, report::ending(&status), report::quoted(&line.text)));
         }

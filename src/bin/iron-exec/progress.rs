@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 const TEXT_EVERY: Duration = Duration::from_secs(1);
 
 /// How a batch stands.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Standing {
     pub(crate) ended: u64,
     pub(crate) failed: u64,
@@ -22,10 +22,10 @@ pub(crate) struct Standing {
 #[derive(Debug)]
 pub(crate) enum Progress {
     /// On the terminal that stderr is.
-    Bar(ProgressBar),
-    Text {
-        last: Instant,
-    },
+    Bar { bar: ProgressBar, shown: Standing },
+    /// A line now and then.
+    Text { last: Instant },
+    /// Nothing is said.
     None,
 }
 
@@ -36,9 +36,9 @@ impl Progress {
             Progress::None
         } else if is_terminal {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template("{bar:40} {pos}/{msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+            let style = ProgressStyle::with_template("{bar:40} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
             bar.set_style(style);
-            Progress::Bar(bar)
+            Progress::Bar { bar, shown: Standing::default() }
         } else if is_asked {
             Progress::Text { last: Instant::now() }
         } else {
@@ -51,10 +51,13 @@ impl Progress {
         let Standing { ended, failed, running, known, is_all } = *standing;
         let more = if is_all { "" } else { "+" };
         match self {
-            Progress::Bar(bar) => {
-                bar.set_length(known);
-                bar.set_position(ended);
-                bar.set_message(format!("{known}{more}, {running} running, {failed} failed"));
+            Progress::Bar { bar, shown } => {
+                if shown != standing {
+                    *shown = *standing;
+                    bar.set_length(known);
+                    bar.set_message(format!("{ended}/{known}{more}, {running} running, {failed} failed"));
+                    bar.set_position(ended);
+                }
                 None
             }
             Progress::Text { last } => {
@@ -70,20 +73,20 @@ impl Progress {
 
     /// Whether there is a bar that what is written to the terminal would tear.
     pub(crate) fn is_bar(&self) -> bool {
-        matches!(self, Progress::Bar(_))
+        matches!(self, Progress::Bar { .. })
     }
 
     /// Writes with the bar out of the way.
     pub(crate) fn step_aside<R>(&self, write: impl FnOnce() -> R) -> R {
         match self {
-            Progress::Bar(bar) => bar.suspend(write),
+            Progress::Bar { bar, .. } => bar.suspend(write),
             Progress::Text { .. } | Progress::None => write(),
         }
     }
 
     /// Takes the bar away.
     pub(crate) fn end(&self) {
-        if let Progress::Bar(bar) = self {
+        if let Progress::Bar { bar, .. } = self {
             bar.finish_and_clear();
         }
     }

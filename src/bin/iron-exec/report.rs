@@ -309,7 +309,7 @@ mod tests {
 
     #[test]
     fn sizes_are_readable() {
-        for (count, text) in [(0, "0 bytes"), (1023, "1023 bytes"), (1024, "1.0 KiB"), (3_565_158, "3.4 MiB"), (u64::MAX, "16777215.9 TiB")]
+        for (count, text) in [(0, "0 bytes"), (1023, "1023 bytes"), (1024, "1.0 KiB"), (3_670_016, "3.5 MiB"), (u64::MAX, "16777215.9 TiB")]
         {
             assert_eq!(bytes(count), text);
         }

@@ -190,9 +190,12 @@ impl Foreground<'_> {
         if self.args.json {
             report::say(&report::json_line(&JobReport::finished(&status, log))?);
         }
+        let is_lost = status.output.dropped_bytes > 0;
         Ok(match (self.failing, report::exit_code(&status)) {
             (Some(Failing::ReaderGone), _) => exit::READER_GONE,
             (Some(Failing::Broken), _) | (Some(Failing::Abandoned), exit::SUCCESS) => exit::OWN_FAILURE,
+            // Success is not to be reported where output is missing.
+            (_, exit::SUCCESS) if is_lost => exit::OWN_FAILURE,
             (_, code) => code,
         })
     }

@@ -1,0 +1,133 @@
+//! Floor 4: what the loop lends a job while that handles something, and what a job leaves for the loop to do. Never the loop itself.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::task::Waker;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+
+use crate::kernel::cgroup::CgroupTree;
+use crate::kernel::log_dir::LogDir;
+use crate::kernel::watcher::Watcher;
+use crate::logic::cri::{self, Stamp};
+use crate::logic::deadlines::DeadlineQueue;
+use crate::logic::lifecycle::Timer;
+use crate::logic::lines::{Ending, Piece};
+use crate::logic::token::{Key, Source, Target};
+use crate::model::output::{OutputStream, Timestamp};
+use crate::model::settings::Settings;
+
+/// What a deadline of a job is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Alarm {
+    Life(Timer),
+    /// The unfinished line of this output was held long enough.
+    Flush(OutputIndex),
+    /// Look again whether the cgroup is empty.
+    Tree,
+}
+
+/// Which of a job's outputs: 0 is stdout or both, 1 is stderr.
+pub(crate) type OutputIndex = u8;
+
+/// What a job may touch while it handles something.
+pub(crate) struct Lent<'a> {
+    pub(crate) registry: &'a Registry,
+    pub(crate) deadlines: &'a mut DeadlineQueue<(Key, Alarm)>,
+    pub(crate) watcher: &'a mut Watcher,
+    pub(crate) cgroups: &'a mut Option<CgroupTree>,
+    pub(crate) log_dir: &'a mut LogDir,
+    /// What every job reads into.
+    pub(crate) read_buffer: &'a mut [u8],
+    pub(crate) records: &'a mut Records,
+    pub(crate) queues: &'a mut Queues,
+    pub(crate) settings: &'a Settings,
+    pub(crate) now: Instant,
+    /// Counts turns: a job's read budget is renewed by a new number.
+    pub(crate) turn: u64,
+}
+
+impl Lent<'_> {
+    /// Puts a descriptor of the job at `key` into the loop.
+    pub(crate) fn register(&self, fd: i32, key: Key, source: Source) -> io::Result<()> {
+        self.registry.register(&mut SourceFd(&fd), Token(Target::Job(key, source).pack()), Interest::READABLE)
+    }
+
+    /// Takes a descriptor out of the loop. Before its close: a child between clone and exec may still hold the file, and the registration would
+    /// outlive our descriptor.
+    pub(crate) fn deregister(&self, fd: BorrowedFd<'_>) {
+        self.deregister_number(fd.as_raw_fd());
+    }
+
+    /// As [`deregister`](Self::deregister), for a start that is being undone.
+    pub(crate) fn deregister_number(&self, fd: i32) {
+        let _ = self.registry.deregister(&mut SourceFd(&fd));
+    }
+}
+
+/// The records of the job whose turn it is, on their way to its log. Empty between jobs; its memory is everybody's.
+#[derive(Debug, Default)]
+pub(crate) struct Records {
+    bytes: Vec<u8>,
+    /// How many of the job's own bytes are in them.
+    content_bytes: u64,
+    stamp: Stamp,
+}
+
+impl Records {
+    /// Adds a piece of a line as a CRI record.
+    pub(crate) fn push_piece(&mut self, time: Timestamp, stream: OutputStream, piece: Piece<'_>) {
+        self.content_bytes += piece.bytes.len() as u64 + u64::from(piece.ending == Ending::Newline);
+        cri::encode(&mut self.bytes, self.stamp.at(time), stream, piece);
+    }
+
+    /// Adds bytes of a raw log.
+    pub(crate) fn push_raw(&mut self, bytes: &[u8]) {
+        self.content_bytes += bytes.len() as u64;
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Empties them; returns how many of the job's own bytes were in them.
+    pub(crate) fn clear(&mut self) -> u64 {
+        self.bytes.clear();
+        std::mem::take(&mut self.content_bytes)
+    }
+}
+
+/// What jobs leave for the loop to do once they are done.
+#[derive(Debug, Default)]
+pub(crate) struct Queues {
+    /// Jobs that spent their budget with output left to read.
+    pub(crate) ready: VecDeque<Key>,
+    /// Jobs with something to tell.
+    pub(crate) reports: VecDeque<Key>,
+    /// Tasks to wake once dispatch is over.
+    pub(crate) wakers: Vec<Waker>,
+    /// Jobs whose log is open, longest since they were last looked at first.
+    pub(crate) open_logs: VecDeque<Key>,
+    /// How many logs are open.
+    pub(crate) open_logs_count: usize,
+    /// How many logs had to be closed at once because too many were open: so many idle ones are to make room.
+    pub(crate) open_logs_wanted: usize,
+    /// Jobs that have not finished.
+    pub(crate) unfinished: usize,
+    /// Hidden jobs that may be over.
+    pub(crate) gone: Vec<Key>,
+}
+
+/// The wall clock in milliseconds since 1970.
+pub(crate) fn unix_millis() -> u64 {
+    unix_nanos() / 1_000_000
+}
+
+/// The wall clock; before 1970 it says 1970.
+pub(crate) fn unix_nanos() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
