@@ -88,7 +88,7 @@ fn a_daemon_that_keeps_the_pipes_open_is_killed_with_its_tree_and_its_output_kep
             assert_eq!((status.state, status.exit_code), (JobState::Finished, 5));
             assert!(!status.output.cut_off && !status.cgroup_left, "{status:?}");
             assert!(output_of(&status).starts_with(b"first\ndaemon "));
-            common::wait_until("the daemon is gone", || !common::process_exists(daemon));
+            common::wait_until("the daemon is gone", || !common::process_runs(daemon));
             assert_eq!(host.cgroups(), [""; 0]);
         }
     }
@@ -125,7 +125,7 @@ fn children_in_the_group_are_killed_when_the_main_process_exits_also_without_cgr
         let status = run(&mut worker, Command::shell("sleep 1000 & echo child $!; exit 6"));
         assert_eq!((status.exit_code, status.output.cut_off), (6, false), "{what}");
         let child = printed(&status, "child ");
-        common::wait_until("the child is gone", || !common::process_exists(child));
+        common::wait_until("the child is gone", || !common::process_runs(child));
     }
 }
 
@@ -153,7 +153,7 @@ fn a_stop_ends_a_wait_for_the_tree() {
         let status = finish(&mut worker, job);
         assert_eq!((status.exit_code, status.stop_reason), (0, Some(StopReason::Requested)), "{what}");
         let child = printed(&status, "child ");
-        common::wait_until("the child is gone", || !common::process_exists(child));
+        common::wait_until("the child is gone", || !common::process_runs(child));
     }
 }
 
@@ -168,7 +168,7 @@ fn stop_kills_the_whole_tree_at_once() {
         let status = finish(&mut worker, job);
         assert_eq!((status.signal(), status.stop_reason), (Some(Signal::KILL), Some(StopReason::Requested)), "{what}");
         let child = printed(&status, "child ");
-        common::wait_until("the child is gone", || !common::process_exists(child));
+        common::wait_until("the child is gone", || !common::process_runs(child));
         // Again, on a job that is over: nothing, and no error.
         worker.stop(job).unwrap();
     }

@@ -250,3 +250,9 @@ pub fn read_log(path: &Path) -> Vec<u8> {
 pub fn process_exists(pid: i32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
 }
+
+/// Whether a process runs. An orphan that has ended is a zombie until init, which may take its time, has reaped it.
+pub fn process_runs(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with(['Z', 'X']))
+}
