@@ -357,17 +357,27 @@ fn there_is_one_thread_however_many_jobs() {
 #[test]
 fn too_few_open_files_make_lines_wait_not_fail() {
     let host = Host::new();
-    let lines: String = (0..80).map(|number| format!("sleep 0.0{}; echo {number}; exit {}\n", number % 5, number % 7)).collect();
-    let mut shell = Command::new("sh");
-    shell.args(["-c", "ulimit -n 40; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_iron-exec"), "batch", "--log-dir"]).arg(host.log_dir.path());
-    match &host.base {
-        Some(base) => shell.arg("--cgroup-base").arg(base),
-        None => shell.arg("--no-cgroup"),
+    let lines = (0..80).map(|number| format!("sleep 0.0{}; echo {number}; exit {}\n", number % 5, number % 7)).collect::<Vec<_>>().concat();
+    let few_files = |options: &[&str]| {
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", "ulimit -n 40; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_iron-exec"), "batch", "--log-dir"])
+            .arg(host.log_dir.path());
+        match &host.base {
+            Some(base) => shell.arg("--cgroup-base").arg(base),
+            None => shell.arg("--no-cgroup"),
+        };
+        run_with_input(shell.args(["-j", "80", "--keep-going", "--log-keep", "none"]).args(options), lines.as_bytes())
     };
-    let ran = run_with_input(shell.args(["-j", "80", "--keep-going", "--json"]), lines.as_bytes());
+    let ran = few_files(&["--json"]);
     let expected: BTreeMap<u64, i64> = (0..80).map(|number| (number as u64 + 1, number % 7)).collect();
     assert_eq!(exit_codes(&ran), expected, "{}", ran.err());
     assert!(ran.json_lines().iter().all(|line| line["state"] == "finished"));
+
+    let ran = few_files(&[]);
+    let mut printed: Vec<u32> = ran.out().lines().map(|line| line.parse().unwrap()).collect();
+    printed.sort_unstable();
+    assert_eq!(printed, (0..80).collect::<Vec<_>>(), "{}", ran.err());
     assert_nothing_left(&host);
 }
 
@@ -406,6 +416,28 @@ fn without_a_terminal_progress_is_text_and_only_when_asked_for() {
     let ran = batch(&host, &["-j1", "--progress"], "true\nsleep 1.1\ntrue\n");
     let pattern = regex::Regex::new(r"^iron-exec: 2 of 3 done, \d running, 0 failed\n").unwrap();
     assert!(pattern.is_match(&ran.err()) && !ran.err().contains('\x1b'), "{}", ran.err());
+}
+
+#[test]
+fn on_a_terminal_there_is_a_bar_unless_it_is_unwanted() {
+    if Command::new("script").arg("--version").output().is_err() && common::cannot_run("script(1) is not installed") {
+        return;
+    }
+    let host = Host::new();
+    let file = host.log_dir.path().join("commands.log");
+    fs::write(&file, "sleep 0.2\nprintf unfinished\n").unwrap();
+    let on_terminal = |option: &str| {
+        let (tool, directory) = (env!("CARGO_BIN_EXE_iron-exec"), host.log_dir.path().display());
+        let command = format!("{tool} batch -j1 --no-cgroup --log-dir {directory} {option} {}", file.display());
+        let ran = run(Command::new("script").args(["-qec", &command, "/dev/null"]).env("TERM", "xterm").stdin(Stdio::null()));
+        assert_eq!(ran.code, 0, "{}", ran.out());
+        ran.out()
+    };
+    let with_bar = on_terminal("--progress");
+    assert!(with_bar.contains("/2, 1 running, 0 failed") && with_bar.contains("\x1b[2K"), "{with_bar:?}");
+    assert!(with_bar.contains("unfinished\r\n"), "the bar takes a line of its own: {with_bar:?}");
+    let without = on_terminal("--no-progress");
+    assert!(!without.contains('\x1b') && without.starts_with("unfinishediron-exec: 2 ok"), "{without:?}");
 }
 
 #[test]

@@ -58,7 +58,7 @@ fn both_streams_arrive_byte_for_byte() {
 fn merged_output_comes_in_exactly_the_order_in_which_it_was_written() {
     let host = Host::new();
     let script = "i=0; while [ $i -lt 300 ]; do echo out $i; echo err $i >&2; i=$((i+1)); done";
-    let expected: String = (0..300).map(|number| format!("out {number}\nerr {number}\n")).collect();
+    let expected = (0..300).map(|number| format!("out {number}\nerr {number}\n")).collect::<Vec<_>>().concat();
     for format in ["cri", "raw"] {
         let ran = run_script(&host, &["--capture", "merged", "--log-format", format], script);
         assert_eq!((ran.code, ran.out()), (0, expected.clone()));
@@ -414,6 +414,32 @@ fn output_that_cannot_be_written_is_a_failure_of_ours() {
     assert_eq!(ran.code, 125);
     assert!(ran.err().contains("writing to stdout failed"), "{}", ran.err());
     assert_nothing_left(&host);
+}
+
+#[test]
+fn output_that_cannot_be_logged_is_never_lost_in_silence() {
+    let host = Host::new();
+    for subcommand in ["run", "batch"] {
+        let mut shell = std::process::Command::new("sh");
+        // A limit on the size of files stands in for a full file system.
+        shell.args([
+            "-c",
+            "trap '' XFSZ; ulimit -f 64; exec \"$0\" \"$@\"",
+            env!("CARGO_BIN_EXE_iron-exec"),
+            subcommand,
+            "--no-cgroup",
+            "--log-dir",
+        ]);
+        shell.arg(host.log_dir.path());
+        let ran = if subcommand == "run" {
+            run(shell.args(["--", "head", "-c", "1000000", "/dev/zero"]))
+        } else {
+            run_with_input(&mut shell, b"head -c 1000000 /dev/zero")
+        };
+        assert!(ran.stdout.len() < 1_000_000 && ran.err().contains("bytes of output are lost"), "{}", ran.err());
+        assert_eq!(ran.code, if subcommand == "run" { 125 } else { 1 }, "{}", ran.err());
+        fs::remove_file(only_log(&host)).expect("the log of such a job is kept");
+    }
 }
 
 #[test]

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use common::{DEADLINE, Host, cannot_run, finish, isolated, not_root, output_of, process_exists, turn_until};
 use iron_exec::{Builder, Capture, CgroupBase, Command, EnvBase, Event, JobState, LogFormat, OutputStream, Resource};
-use iron_exec::{Rung, Signal, Status, Step, StopReason, StreamError, StreamSelect, Worker};
+use iron_exec::{Rung, Signal, StartFailure, Status, Step, StopReason, StreamError, StreamSelect, Worker};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Rlimit, getrlimit, setrlimit};
 
@@ -31,7 +31,7 @@ fn each_way_built(settings: impl Fn(Builder) -> Builder, mut test: impl FnMut(&H
     let host = Host::new();
     for (rung, base) in ways(&host) {
         println!("on rung {rung}, {base:?}");
-        let mut worker = settings(host.builder()).rung(rung).cgroup_base(base).build().unwrap();
+        let mut worker = settings(host.builder()).confirm_timeout(DEADLINE).rung(rung).cgroup_base(base).build().unwrap();
         test(&host, &mut worker);
     }
 }
@@ -305,7 +305,7 @@ fn bytes_given_as_stdin_are_read_whole_and_then_end() {
     use sha2::Digest;
     let mut large = vec![0; (4 << 20) + 1];
     fastrand::Rng::with_seed(7).fill(&mut large);
-    let sum: String = sha2::Sha256::digest(&large).iter().map(|byte| format!("{byte:02x}")).collect();
+    let sum = sha2::Sha256::digest(&large).iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
     each_way(|_, worker| {
         assert_eq!(words(&text(worker, Command::new("sha256sum").stdin_bytes(large.clone())))[0], sum);
         assert_eq!(words(&text(worker, Command::shell("wc -c").stdin_bytes(large.clone()))), [large.len().to_string()]);
@@ -499,7 +499,7 @@ fn links(numbers: impl IntoIterator<Item = i32>) -> Command {
 }
 
 fn lines(paths: &[&Path]) -> String {
-    paths.iter().map(|path| format!("{}\n", path.display())).collect()
+    paths.iter().map(|path| format!("{}\n", path.display())).collect::<Vec<_>>().concat()
 }
 
 #[test]
@@ -521,24 +521,25 @@ fn descriptors_stand_at_the_numbers_chosen_and_nowhere_else() {
 }
 
 #[test]
-fn two_descriptors_can_swap_their_numbers() {
+fn descriptors_can_swap_their_numbers() {
     let dir = tempfile::tempdir().unwrap();
-    let (a, b) = (file_with(dir.path(), "a", "A"), file_with(dir.path(), "b", "B"));
+    let (a, b, c) = (file_with(dir.path(), "a", "A"), file_with(dir.path(), "b", "B"), file_with(dir.path(), "c", "C"));
+    let open = |path: &Path| File::open(path).unwrap();
     each_way(|_, worker| {
-        let (file_a, file_b) = (File::open(&a).unwrap(), File::open(&b).unwrap());
+        let (file_a, file_b) = (open(&a), open(&b));
         let (at_a, at_b) = (file_a.as_raw_fd(), file_b.as_raw_fd());
-        let command = |list: &str| Command::shell(list);
-        let swapped = links([at_a, at_b]).fd(at_b, file_a).fd(at_a, file_b);
-        let list = swapped.clone();
-        assert_eq!(text(worker, swapped), lines(&[&b, &a]));
-        drop(list);
-        let three: Vec<File> = [&a, &b, &a].iter().map(|path| File::open(path).unwrap()).collect();
-        let at: Vec<i32> = three.iter().map(AsRawFd::as_raw_fd).collect();
-        let mut round = command(LIST_FDS);
-        for (index, file) in three.into_iter().enumerate() {
-            round = round.fd(at[(index + 1) % 3], file);
-        }
-        assert_eq!(numbers(&text(worker, round)), BTreeSet::from_iter([0, 1, 2].into_iter().chain(at)));
+        let command = links([at_a, at_b]).fd(at_b, file_a).fd(at_a, file_b);
+        assert_eq!(text(worker, command), lines(&[&b, &a]));
+
+        // Three in a circle.
+        let files = [open(&a), open(&b), open(&c)];
+        let [at_a, at_b, at_c] = files.each_ref().map(AsRawFd::as_raw_fd);
+        let [file_a, file_b, file_c] = files;
+        let circle = |command: Command| command.fd(at_b, file_a).fd(at_c, file_b).fd(at_a, file_c);
+        let command = circle(links([at_a, at_b, at_c]));
+        assert_eq!(text(worker, command.clone()), lines(&[&c, &a, &b]));
+        // A template's descriptors are there again for the next job.
+        assert_eq!(text(worker, command), lines(&[&c, &a, &b]));
     });
 }
 
@@ -595,7 +596,8 @@ fn a_number_counts_against_the_hosts_limit_of_open_files_not_the_jobs() {
             setrlimit(rustix::process::Resource::Nofile, Rlimit { current: Some(256), ..was }).unwrap();
             let refused = worker.start(command()).unwrap_err();
             setrlimit(rustix::process::Resource::Nofile, was).unwrap();
-            assert_eq!(refused.failure().map(|failure| failure.step()), Some(Step::Dup), "{refused}");
+            assert_eq!(refused.failure().map(StartFailure::step), Some(Step::Dup), "{refused}");
+            assert!(refused.to_string().contains("RLIMIT_NOFILE"), "{refused}");
             assert_eq!(text(worker, command()), "A");
         });
     });
@@ -658,7 +660,8 @@ fn a_job_leads_a_session_and_a_process_group_of_its_own() {
 #[test]
 fn no_signal_is_blocked_or_ignored_in_a_job_whatever_the_host_does() {
     let launcher = ["env", "--block-signal=USR1,TERM,WINCH", "--ignore-signal=CHLD,HUP,USR2"];
-    if !process::Command::new("env").args(&launcher[1..]).arg("true").status().is_ok_and(|status| status.success()) {
+    let is_outside = env::var_os(LAUNCHED).is_none();
+    if is_outside && !process::Command::new("env").args(&launcher[1..]).arg("true").status().is_ok_and(|status| status.success()) {
         let _ = cannot_run("it needs env of GNU coreutils 8.31 or later");
         return;
     }
@@ -772,7 +775,7 @@ fn split_output_is_logged_with_each_line_on_its_stream() {
 #[test]
 fn merged_output_is_logged_in_the_order_in_which_it_was_written() {
     let script = "i=0; while [ $i -lt 100 ]; do echo out $i; echo err $i >&2; i=$((i+1)); done; readlink /proc/$$/fd/1 /proc/$$/fd/2";
-    let expected: String = (0..100).map(|number| format!("out {number}\nerr {number}\n")).collect();
+    let expected = (0..100).map(|number| format!("out {number}\nerr {number}\n")).collect::<Vec<_>>().concat();
     each_way(|_, worker| {
         let output = text(worker, Command::shell(script).capture(Capture::Merged));
         let links = output.strip_prefix(&expected).unwrap();
@@ -808,7 +811,7 @@ fn piped_output_is_read_by_the_caller_to_its_end() {
         let stdout = worker.take_stdout(job).unwrap().unwrap();
         let stderr = worker.take_stderr(job).unwrap().unwrap();
         assert!(worker.take_stdout(job).unwrap().is_none() && worker.take_stderr(job).unwrap().is_none(), "they are given once");
-        assert_eq!(read_all(stdout), [b"out\n".as_slice(), &[0; 300_000]].concat());
+        assert_eq!(read_all(stdout), [b"out\n".to_vec(), vec![0; 300_000]].concat());
         assert_eq!(read_all(stderr), b"err\n");
         let status = finish(worker, job);
         assert!(status.success());
@@ -836,8 +839,8 @@ fn discarded_output_goes_nowhere() {
 fn a_timeout_kills_the_whole_tree() {
     each_way(|_, worker| {
         let command = Command::shell("sleep 1000 & echo $!; wait").timeout(Duration::from_millis(100));
-        let job = worker.start(command).unwrap();
         let began = Instant::now();
+        let job = worker.start(command).unwrap();
         let mut grandchild = None;
         turn_until(worker, |worker, _| {
             let status = worker.query(job).unwrap();
@@ -849,7 +852,7 @@ fn a_timeout_kills_the_whole_tree() {
         let status = worker.query(job).unwrap();
         assert_eq!((status.state, status.stop_reason), (JobState::Finished, Some(StopReason::Timeout)));
         assert_eq!((status.signal(), status.exit_code), (Some(Signal::KILL), -1));
-        assert!(began.elapsed() >= Duration::from_millis(50), "the time counts from the start, so it has passed");
+        assert!(began.elapsed() >= Duration::from_millis(100));
         if let Some(grandchild) = grandchild {
             common::wait_until("the grandchild is gone", || !is_alive(grandchild));
         }
@@ -889,7 +892,7 @@ fn a_timeout_signal_gives_the_program_the_chance_to_end_by_itself() {
 #[test]
 fn a_timeout_that_does_not_come_changes_nothing() {
     each_way(|_, worker| {
-        for timeout in [Duration::from_secs(3600), Duration::MAX] {
+        for timeout in [Duration::from_hours(1), Duration::MAX] {
             let command = Command::shell("echo done; exit 3").timeout(timeout).timeout_signal(Signal::TERM, Duration::MAX);
             let status = run(worker, command);
             assert_eq!((status.state, status.exit_code, status.stop_reason), (JobState::Finished, 3, None));
@@ -959,7 +962,7 @@ fn a_command_can_be_cloned_and_used_for_several_jobs_at_once() {
             .fd(5, File::open(&path).unwrap())
             .env("A", "1")
             .name("template")
-            .timeout(Duration::from_secs(60));
+            .timeout(Duration::from_mins(1));
         let jobs: Vec<_> = (0..5).map(|number| worker.start(template.clone().env("B", number.to_string())).unwrap()).collect();
         drop(template);
         let mut ended = 0;

@@ -8,8 +8,8 @@ use std::env::consts::ARCH;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 
-use common::{Census, Host, finish, isolated, output_of};
-use iron_exec::{BuildError, Command, JobState, Rung, StartError, Step, Worker};
+use common::{Census, DEADLINE, Host, finish, isolated, output_of};
+use iron_exec::{BuildError, Builder, Command, JobState, Rung, StartError, Step, Worker};
 use rustix::io::Errno;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 
@@ -22,6 +22,11 @@ fn deny(call: i64, errno: Errno) {
     let refused = SeccompAction::Errno(errno.raw_os_error() as u32);
     let filter = SeccompFilter::new(BTreeMap::from([(call, vec![])]), SeccompAction::Allow, refused, ARCH.try_into().unwrap()).unwrap();
     apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+}
+
+/// A builder of workers that wait for every confirmation, however busy the machine.
+fn builder(host: &Host) -> Builder {
+    host.builder().confirm_timeout(DEADLINE)
 }
 
 /// Runs jobs that tell where they are and what they have; on `rung`, in the cgroup of their name.
@@ -61,24 +66,24 @@ const REFUSALS: [(Errno, &str); 2] = [(Errno::NOSYS, "ENOSYS"), (Errno::PERM, "E
 fn a_worker_built_under_the_filter_starts_jobs_by_fork(errno: Errno, word: &str) {
     let host = Host::new();
     deny(CLONE3, errno);
-    let mut worker = host.worker();
+    let mut worker = builder(&host).build().unwrap();
     assert_eq!(worker.capabilities().rung, Rung::Fork);
     let reason = missing(&worker, Rung::ForkLike).unwrap();
     assert!(reason.contains("clone3") && reason.contains("seccomp") && reason.contains(word), "{reason}");
     assert_eq!(missing(&worker, Rung::Fork), None);
     jobs_are_the_same(&host, &mut worker, Rung::Fork);
     // Asked for by name, it is what one gets.
-    jobs_are_the_same(&host, &mut host.builder().rung(Rung::Fork).build().unwrap(), Rung::Fork);
+    jobs_are_the_same(&host, &mut builder(&host).rung(Rung::Fork).build().unwrap(), Rung::Fork);
 }
 
 fn a_worker_built_before_the_filter_notices_at_the_next_start(errno: Errno, word: &str) {
     let host = Host::new();
-    let mut worker = host.worker();
+    let mut worker = builder(&host).build().unwrap();
     assert_eq!(worker.capabilities().rung, Rung::ForkLike);
     jobs_are_the_same(&host, &mut worker, Rung::ForkLike);
     let running = worker.start(Command::new("cat").stdin_piped()).unwrap();
     deny(CLONE3, errno);
-    jobs_are_the_same(&host, &mut host.builder().build().unwrap(), Rung::Fork);
+    jobs_are_the_same(&host, &mut builder(&host).build().unwrap(), Rung::Fork);
 
     let before = census(&host);
     let job = worker.start(Command::new("true")).unwrap();
@@ -97,11 +102,11 @@ fn a_worker_built_before_the_filter_notices_at_the_next_start(errno: Errno, word
 
 fn a_rung_that_was_asked_for_is_not_replaced(errno: Errno, word: &str) {
     let host = Host::new();
-    let mut forced = host.builder().rung(Rung::ForkLike).build().unwrap();
+    let mut forced = builder(&host).rung(Rung::ForkLike).build().unwrap();
     deny(CLONE3, errno);
     // At the build.
     let before = census(&host);
-    let error = host.builder().rung(Rung::ForkLike).build().unwrap_err();
+    let error = builder(&host).rung(Rung::ForkLike).build().unwrap_err();
     let BuildError::Rung { rung, reason } = &error else { panic!("{error}") };
     assert!(*rung == Rung::ForkLike && reason.contains(word), "{error}");
     assert_eq!(census(&host), before);
@@ -121,7 +126,7 @@ fn descriptors_are_closed_without_close_range(errno: Errno) {
     for file in &files {
         rustix::io::fcntl_setfd(file, rustix::io::FdFlags::empty()).unwrap();
     }
-    let mut workers = Rung::ALL.map(|rung| host.builder().rung(rung).build().unwrap());
+    let mut workers = Rung::ALL.map(|rung| builder(&host).rung(rung).build().unwrap());
     deny(CLOSE_RANGE, errno);
     for worker in &mut workers {
         let mut open_in = |command: Command| {

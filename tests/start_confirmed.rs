@@ -315,7 +315,9 @@ fn a_job_that_is_held_before_its_program_can_be_stopped_times_out_and_dies_with_
             let logs = jobs.map(|job| worker.query(job).unwrap().log.unwrap());
             drop(worker);
             assert!(logs.iter().all(|log| fs::read(log).unwrap().is_empty()));
-            logs.iter().for_each(|log| fs::remove_file(log).unwrap());
+            for log in logs {
+                fs::remove_file(log).unwrap();
+            }
             drop(frozen);
             assert_eq!(Census::take(&host), before);
         }

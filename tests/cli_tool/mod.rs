@@ -141,7 +141,7 @@ impl Running {
         let ready = poll(&mut waited, Some(&timeout)).expect("poll works");
         assert!(ready > 0, "the deadline has passed; stdout so far: {}", String::from_utf8_lossy(&self.seen));
         let mut is_ready = waited.iter().map(|fd| !fd.revents().is_empty()).collect::<Vec<_>>().into_iter();
-        let mut buffer = [0; 64 << 10];
+        let mut buffer = [0; 16 << 10];
         if self.stdout.is_some() && is_ready.next() == Some(true) {
             match self.stdout.as_mut().expect("it is there").read(&mut buffer).expect("stdout is readable") {
                 0 => self.stdout = None,

@@ -55,6 +55,7 @@ pub(crate) fn run(args: &BatchArgs) -> Result<u8, Fault> {
         input,
         held_back: VecDeque::new(),
         is_short: false,
+        probe: None,
         running: HashMap::new(),
         ended: VecDeque::new(),
         printing: None,
@@ -90,8 +91,10 @@ struct Batch<'a> {
     input: CommandLines,
     /// Lines that could not be started for want of something that the running jobs have.
     held_back: VecDeque<Line>,
-    /// Whether that want goes on: until a job has ended.
+    /// Whether that want goes on: until a job has ended, or one that was started alone runs.
     is_short: bool,
+    /// The job that was started alone to see whether the want goes on. If even that one cannot be had, it has failed.
+    probe: Option<JobId>,
     running: HashMap<JobId, Line>,
     /// Jobs that have ended and are not reported yet, in the order of their end.
     ended: VecDeque<(JobId, Line)>,
@@ -164,9 +167,13 @@ impl Batch<'_> {
 
     /// Starts what may be started, up to a budget; whether more may be started at once.
     fn start_some(&mut self) -> Result<bool, Fault> {
-        if self.running.is_empty() {
-            // Nobody is left to wait for.
-            self.is_short = false;
+        if self.is_short && self.running.is_empty() && !self.is_stopping {
+            // Nobody is left to wait for: one line is tried alone.
+            if let Some(line) = self.held_back.pop_front() {
+                self.start(line)?;
+            }
+            self.probe = self.running.keys().next().copied();
+            self.is_short = self.probe.is_some();
         }
         for _ in 0..STARTS_PER_TURN {
             if !self.may_start() {
@@ -221,6 +228,7 @@ impl Batch<'_> {
 
     fn on_event(&mut self, event: Event) {
         match event {
+            Event::Started { job } => self.is_short &= self.probe != Some(job),
             Event::Finished { job, exit } => {
                 let Some(line) = self.running.remove(&job) else { return };
                 self.is_short = false;
@@ -231,12 +239,14 @@ impl Batch<'_> {
             }
             Event::StartFailed { job, failure } => {
                 let Some(line) = self.running.remove(&job) else { return };
-                if !self.running.is_empty() && !self.is_stopping && is_shortage_of(&failure) {
+                // Others may have failed with it, so that one that was not alone says nothing about itself.
+                if self.probe != Some(job) && is_shortage_of(&failure) {
                     let _ = self.worker.forget(job);
                     self.held_back.push_back(line);
                     self.is_short = true;
                     return;
                 }
+                self.is_short &= self.probe != Some(job);
                 self.on_failure();
                 self.ended.push_back((job, line));
             }
