@@ -32,6 +32,9 @@ use crate::outputs::{Outputs, Readiness};
 /// When to look again at a cgroup that was not empty although its job had ended, before its notice is waited for: those come up to 10 ms late.
 const TREE_LOOKS: [Duration; 2] = [Duration::from_micros(200), Duration::from_millis(2)];
 
+/// How long a start that failed in the host, after the child was made, may wait for that to be gone.
+const UNDO_TIME_MAX: Duration = Duration::from_secs(1);
+
 /// What every start of a worker has in common.
 #[derive(Debug)]
 pub(crate) struct Host {
@@ -126,13 +129,20 @@ impl Drop for Undo<'_, '_> {
         for fd in &self.registered {
             self.lent.deregister_number(*fd);
         }
+        let (cgroup, tree) = (self.cgroup.take(), self.lent.cgroups.as_mut());
         if let Some(mut process) = self.process.take() {
-            // Not blocked on a child that cannot die at once: it is a child of ours, and ends up reaped with the host.
+            // Its program may run already, and have children. Not blocked for long on one that cannot die at once.
             let _ = process.signal(Signal::KILL);
-            let _ = wait_readable(process.pidfd(), Duration::from_secs(1));
+            let _ = wait_readable(process.pidfd(), UNDO_TIME_MAX);
+            if let (Some(cgroup), Some(tree)) = (&cgroup, tree) {
+                let _ = tree.kill(cgroup);
+                let _ = tree.wait_empty(cgroup, UNDO_TIME_MAX);
+            } else {
+                let _ = process.signal_group(Signal::KILL);
+            }
             let _ = process.reap();
         }
-        if let (Some(cgroup), Some(tree)) = (self.cgroup.take(), self.lent.cgroups.as_ref()) {
+        if let (Some(cgroup), Some(tree)) = (cgroup, self.lent.cgroups.as_ref()) {
             let _ = tree.remove(&cgroup);
         }
         if let Some(mut log) = self.log.take() {

@@ -5,7 +5,9 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -172,6 +174,28 @@ impl CgroupTree {
         }
         let name = CString::new(&*cgroup.name).map_err(|_| Errno::INVAL)?;
         remove_nested(self.directory.as_fd(), &name, NESTING_MAX)
+    }
+
+    /// Waits, up to `timeout`, until no process is left in the job's cgroup; for the rare case that the loop cannot be left to see to it.
+    pub(crate) fn wait_empty(&self, cgroup: &JobCgroup, timeout: Duration) -> io::Result<()> {
+        let deadline = Instant::now() + timeout;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let events = match rustix::fs::openat(&self.directory, cgroup.file("cgroup.events"), flags, Mode::empty()) {
+            Ok(events) => events,
+            Err(Errno::NOENT) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        };
+        let mut content = [0_u8; 256];
+        loop {
+            // POLLPRI tells of changes since the last read.
+            let length = rustix::io::retry_on_intr(|| rustix::io::pread(&events, &mut content, 0))?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            if kernel_text::populated(content.get(..length).unwrap_or_default()) != Some(true) || left.is_zero() {
+                return Ok(());
+            }
+            let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+            rustix::io::retry_on_intr(|| rustix::event::poll(&mut [PollFd::new(&events, PollFlags::PRI)], Some(&left)))?;
+        }
     }
 
     fn is_populated(&self, cgroup: &JobCgroup) -> io::Result<bool> {

@@ -139,7 +139,7 @@ fn prepare_and_exec(plan: &mut Plan<'_>) -> Failure {
 
 fn prepare(plan: &mut Plan<'_>) -> Result<(), Failure> {
     move_fds(plan)?;
-    close_others(plan.numbers).map_err(|errno| (ChildStep::CloseFds, errno, 0))?;
+    close_others(plan.numbers, plan.report).map_err(|errno| (ChildStep::CloseFds, errno, 0))?;
     raw::setsid().map_err(|errno| (ChildStep::Setsid, errno, 0))?;
     if let Some(mask) = plan.umask {
         raw::umask(mask);
@@ -202,27 +202,28 @@ fn step_aside(fd: i32, numbers: &[i32]) -> Result<i32, Errno> {
     Ok(fd)
 }
 
-/// Marks every descriptor but the wanted ones close-on-exec, whether or not the host remembered to.
-fn close_others(numbers: &[i32]) -> Result<(), Errno> {
+/// Closes every descriptor but the wanted ones, whether or not the host remembered close-on-exec. At once, not at the exec: a child that is held
+/// before that (its cgroup frozen, its program on a hung file system) must hold nothing of other jobs.
+fn close_others(numbers: &[i32], report: i32) -> Result<(), Errno> {
     let mut first = 0_u32;
-    for &number in numbers {
-        let number = number as u32;
-        if first < number {
-            match raw::close_range_cloexec(first, number - 1) {
-                // Before 5.11 it knows no CLOEXEC, before 5.9 it is not there; a filter may refuse it.
-                Err(libc::EINVAL | libc::ENOSYS | libc::EPERM) => return close_others_one_by_one(numbers),
-                other => other?,
-            }
+    loop {
+        let kept = numbers.iter().copied().chain([report]).map(|fd| fd as u32).filter(|fd| *fd >= first).min();
+        let closed = match kept {
+            Some(kept) if kept == first => Ok(()),
+            Some(kept) => raw::close_range(first, kept - 1),
+            None => raw::close_range(first, u32::MAX),
+        };
+        match (closed, kept) {
+            // Before 5.9 it is not there; a filter may refuse it.
+            (Err(libc::ENOSYS | libc::EPERM), _) => return close_others_one_by_one(numbers),
+            (Err(errno), _) => return Err(errno),
+            (Ok(()), Some(kept)) => first = kept + 1,
+            (Ok(()), None) => return Ok(()),
         }
-        first = number + 1;
-    }
-    match raw::close_range_cloexec(first, u32::MAX) {
-        Err(libc::EINVAL | libc::ENOSYS | libc::EPERM) => close_others_one_by_one(numbers),
-        other => other,
     }
 }
 
-/// The same by `/proc/self/fd`.
+/// The same by `/proc/self/fd`, at the exec.
 fn close_others_one_by_one(numbers: &[i32]) -> Result<(), Errno> {
     let directory = raw::open(c"/proc/self/fd", libc::O_RDONLY | libc::O_DIRECTORY)?;
     let mut entries = [0_u8; 1024];

@@ -46,8 +46,8 @@ pub(crate) fn close(fd: i32) {
     let _ = plain(libc::SYS_close, [fd as usize, 0, 0, 0, 0, 0]);
 }
 
-pub(crate) fn close_range_cloexec(first: u32, last: u32) -> Result<(), Errno> {
-    plain(libc::SYS_close_range, [first as usize, last as usize, libc::CLOSE_RANGE_CLOEXEC as usize, 0, 0, 0]).map(drop)
+pub(crate) fn close_range(first: u32, last: u32) -> Result<(), Errno> {
+    plain(libc::SYS_close_range, [first as usize, last as usize, 0, 0, 0, 0]).map(drop)
 }
 
 pub(crate) fn setsid() -> Result<(), Errno> {
