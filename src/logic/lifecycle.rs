@@ -292,7 +292,9 @@ impl Lifecycle {
             Input::TreeLeft => self.limit_drain(),
             Input::Stop(reason) => self.kill(reason, Action::EndTree { kill: true }),
             Input::StopGently(reason, signal, grace) => self.stop_gently(reason, signal, grace),
-            Input::Deadline(Timer::Timeout) => self.kill(StopReason::Timeout, Action::EndTree { kill: true }),
+            // Where the rest of the tree is waited for, it has to keep the time; elsewhere the main process has kept it.
+            Input::Deadline(Timer::Timeout) if self.is_waiting_for_tree() => self.kill(StopReason::Timeout, Action::EndTree { kill: true }),
+            Input::Deadline(Timer::Timeout) => Actions::default(),
             Input::Deadline(Timer::Grace) => self.kill(StopReason::Requested, Action::EndTree { kill: true }),
             Input::Deadline(Timer::DrainIdle) => {
                 if !self.outputs_open {
@@ -340,10 +342,13 @@ impl Lifecycle {
         self.limit_drain()
     }
 
+    fn is_waiting_for_tree(&self) -> bool {
+        self.policy == TreePolicy::Wait && !self.killed && self.tree != Tree::Gone
+    }
+
     /// Bounds the drain, unless the job was asked to wait for a tree that is still there (or that nobody can see).
     fn limit_drain(&mut self) -> Actions {
-        let waiting = self.policy == TreePolicy::Wait && !self.killed && self.tree != Tree::Gone;
-        if waiting || self.draining_by_deadline {
+        if self.is_waiting_for_tree() || self.draining_by_deadline {
             return Actions::default();
         }
         self.draining_by_deadline = true;
@@ -469,6 +474,17 @@ mod tests {
         assert_eq!(job.stop_reason(), Some(StopReason::Timeout));
         let mut job = Lifecycle::new(TreePolicy::Kill, true, None);
         assert_eq!(after(&mut job, &[Input::Executed, Input::Deadline(Timer::Timeout)]), [Action::KillTree]);
+    }
+
+    #[test]
+    fn a_timeout_after_the_main_process_has_ended_is_no_stop_unless_the_tree_is_waited_for() {
+        let timeout = Input::Deadline(Timer::Timeout);
+        let mut job = job(TreePolicy::Kill);
+        assert_eq!(after(&mut job, &[Input::Executed, OK, Input::TreeLeft, timeout]), []);
+        assert_eq!(job.stop_reason(), None);
+        let mut job = Lifecycle::new(TreePolicy::Wait, true, None);
+        assert_eq!(after(&mut job, &[Input::Executed, OK, Input::TreeLeft, timeout]), [KILL]);
+        assert_eq!(job.stop_reason(), Some(StopReason::Timeout));
     }
 
     #[test]

@@ -185,6 +185,9 @@ impl StartFailure {
             (Step::Exec, errno::ENOENT) => "no such program: check the name and PATH",
             (Step::Exec, errno::EACCES) => "not an executable file for this user",
             (Step::Interpreter, _) => "the program is there, but the interpreter that it names is not",
+            (Step::Setgroups | Step::Setgid | Step::Setuid, errno::EPERM) => {
+                "running as somebody else needs CAP_SETUID and CAP_SETGID, as root has them"
+            }
             (Step::Cgroup, errno::EACCES) => {
                 "delegate the cgroup to this user (also cgroup.procs of the common ancestor), or run without cgroups"
             }
@@ -310,8 +313,8 @@ pub enum StreamError {
         /// The id asked for.
         job: JobId,
     },
-    /// The job has no log: its output is inherited, piped or discarded.
-    #[error("job {job} has no log: its capture mode is inherit, piped or discard")]
+    /// The job has no log: its output is inherited, piped or discarded, or its start failed.
+    #[error("job {job} has no log: its output is not captured, or its start failed")]
     NotLogged {
         /// The job.
         job: JobId,

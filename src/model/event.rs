@@ -28,7 +28,8 @@ pub enum Event {
         /// The job.
         job: JobId,
     },
-    /// The job's log could not be written; bytes were dropped, the job goes on. Reported once per run of failures.
+    /// The job's log could not be written; bytes were dropped, the job goes on. Reported once per run of failures. (A host under RLIMIT_FSIZE must
+    /// ignore SIGXFSZ, or the kernel ends it before it hears of EFBIG.)
     LogFault {
         /// The job.
         job: JobId,

@@ -137,29 +137,16 @@ impl Outlet {
         while budget > 0
             && let Some(segment) = self.segments.front()
         {
-            let stream = segment.stream;
-            let fd = descriptor(stream);
+            let (stream, fd) = (segment.stream, descriptor(segment.stream));
             if !is_writable(fd) {
                 return Ok(());
             }
-            let rest = segment.bytes.get(self.written..).unwrap_or_default();
-            let chunk = rest.get(..self.chunk_bytes[stream as usize]).unwrap_or(rest);
-            let count = match rustix::io::write(fd, chunk) {
-                Ok(count) => count,
-                Err(Errno::INTR) => continue,
+            match self.write_chunk(self.chunk_bytes[stream as usize]) {
+                Ok(count) => budget = budget.saturating_sub(count.max(1)),
+                Err(Errno::INTR) => {}
                 // Somebody has made it non-blocking, and was faster than we.
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(errno) => return Err((stream, errno)),
-            };
-            if let Some(last) = count.checked_sub(1).and_then(|last| chunk.get(last)) {
-                self.last_byte = *last;
-            }
-            budget = budget.saturating_sub(count.max(1));
-            self.queued_bytes -= count;
-            self.written += count;
-            if count == rest.len() {
-                self.segments.pop_front();
-                self.written = 0;
             }
         }
         Ok(())
@@ -170,12 +157,36 @@ impl Outlet {
     /// # Errors
     /// As [`write_ready`](Self::write_ready).
     pub(crate) fn write_all(&mut self) -> Result<(), (OutputStream, Errno)> {
-        while let Some(fd) = self.awaited() {
-            // If waiting fails, the write tells why.
-            let _ = poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::OUT)], None);
-            self.write_ready()?;
+        while let Some(segment) = self.segments.front() {
+            let (stream, fd) = (segment.stream, descriptor(segment.stream));
+            match self.write_chunk(usize::MAX) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    // Somebody has made it non-blocking. If waiting fails, the next write tells why.
+                    let _ = poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::OUT)], None);
+                }
+                Err(errno) => return Err((stream, errno)),
+            }
         }
         Ok(())
+    }
+
+    /// Writes once, up to `bytes_max` of the first segment; returns how much was taken.
+    fn write_chunk(&mut self, bytes_max: usize) -> Result<usize, Errno> {
+        let Some(segment) = self.segments.front() else { return Ok(0) };
+        let rest = segment.bytes.get(self.written..).unwrap_or_default();
+        let chunk = rest.get(..bytes_max).unwrap_or(rest);
+        let count = rustix::io::write(descriptor(segment.stream), chunk)?;
+        if let Some(last) = count.checked_sub(1).and_then(|last| chunk.get(last)) {
+            self.last_byte = *last;
+        }
+        self.queued_bytes -= count;
+        self.written += count;
+        if self.written == segment.bytes.len() {
+            self.segments.pop_front();
+            self.written = 0;
+        }
+        Ok(count)
     }
 }
 

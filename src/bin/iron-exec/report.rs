@@ -173,7 +173,8 @@ pub(crate) struct JobReport {
     name: Option<String>,
     pid: Option<i32>,
     state: &'static str,
-    exit_code: Option<i32>,
+    /// As `Status::exit_code`: -1 where there is none.
+    exit_code: i32,
     signal: Option<String>,
     core_dumped: bool,
     stop_reason: Option<&'static str>,
@@ -215,16 +216,12 @@ impl JobReport {
     /// A job that has finished. `log` is where its log is now, if it still is.
     pub(crate) fn finished(status: &Status, log: Option<&Path>) -> Self {
         let text = |path: &Path| path.to_string_lossy().into_owned();
-        let exit_code = match status.exit {
-            Some(Exit::Code(code)) => Some(code),
-            _ => None,
-        };
         Self {
             id: Some(status.id.to_string()),
             name: Some(status.name.clone()),
             pid: Some(status.pid),
             state: status.state.as_str(),
-            exit_code,
+            exit_code: status.exit_code,
             signal: status.signal().map(|signal| signal.to_string()),
             core_dumped: matches!(status.exit, Some(Exit::Signal { core_dumped: true, .. })),
             stop_reason: status.stop_reason.map(StopReason::as_str),
@@ -257,7 +254,7 @@ impl JobReport {
             name: None,
             pid: None,
             state: "failed",
-            exit_code: None,
+            exit_code: -1,
             signal: None,
             core_dumped: false,
             stop_reason: None,
@@ -318,6 +315,6 @@ mod tests {
     #[test]
     fn a_quoted_text_is_short_and_harmless() {
         assert_eq!(quoted(b"echo \x1b[2J"), "echo \\x1b[2J");
-        assert!(quoted(&[b'x'; 100_000]).len() < 300);
+        assert!(quoted(&b"x".repeat(100_000)).len() < 300);
     }
 }
