@@ -294,7 +294,6 @@ impl Lifecycle {
             Input::StopGently(reason, signal, grace) => self.stop_gently(reason, signal, grace),
             // Where the rest of the tree is waited for, it has to keep the time; elsewhere the main process has kept it.
             Input::Deadline(Timer::Timeout) if self.is_waiting_for_tree() => self.kill(StopReason::Timeout, Action::EndTree { kill: true }),
-            Input::Deadline(Timer::Timeout) => Actions::default(),
             Input::Deadline(Timer::Grace) => self.kill(StopReason::Requested, Action::EndTree { kill: true }),
             Input::Deadline(Timer::DrainIdle) => {
                 if !self.outputs_open {
@@ -315,7 +314,9 @@ impl Lifecycle {
                 self.outputs_open = false;
                 Actions::of([Action::CloseOutputs, Action::Finish])
             }
-            Input::OutputsQuiet | Input::Executed | Input::StartFailed | Input::Exited(_) => Actions::default(),
+            Input::OutputsQuiet | Input::Executed | Input::StartFailed | Input::Exited(_) | Input::Deadline(Timer::Timeout) => {
+                Actions::default()
+            }
         }
     }
 
