@@ -192,7 +192,7 @@ fn the_descriptor_is_quiet_while_a_thousand_jobs_are_idle() {
 fn no_thread_is_ever_made_and_sigchld_is_left_alone() {
     isolated("no_thread_is_ever_made_and_sigchld_is_left_alone", || {
         let signals = || {
-            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
             status
                 .lines()
                 .filter(|line| ["SigBlk", "SigIgn", "SigCgt"].iter().any(|name| line.starts_with(name)))
