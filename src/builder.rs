@@ -22,7 +22,10 @@ use crate::worker::Worker;
 /// The largest `line_bytes_max`.
 const LINE_BYTES_LIMIT: usize = 8 << 20;
 
-/// Builds a [`Worker`]. Every setting has a default that suits a host of thousands of jobs.
+/// The longest time that a setting takes: what is longer might not fit the clock, and nobody waits for it.
+const TIME_MAX: Duration = Duration::from_hours(10 * 365 * 24);
+
+/// Builds a [`Worker`]. Every setting has a default that suits a host of thousands of jobs. A time above ten years counts as ten years.
 ///
 /// ```
 /// use std::time::Duration;
@@ -91,7 +94,7 @@ impl Builder {
 
     /// How long a confirming `start` waits at most; after that the job is `Starting` and the loop goes on waiting. Default: 100 ms.
     pub fn confirm_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.confirm_timeout = timeout;
+        self.settings.confirm_timeout = timeout.min(TIME_MAX);
         self
     }
 
@@ -132,9 +135,9 @@ impl Builder {
         self
     }
 
-    /// Kernel events taken at a time. At least 1. Default: 1024.
+    /// Kernel events taken at a time, 1 to 65,536. Default: 1024.
     pub fn poll_events_max(mut self, events: usize) -> Self {
-        self.settings.poll_events_max = events.max(1);
+        self.settings.poll_events_max = events.clamp(1, 1 << 16);
         self
     }
 
@@ -147,20 +150,20 @@ impl Builder {
 
     /// How long an unfinished line (a prompt, say) is held back before it is logged as it stands. Default: 100 ms.
     pub fn line_flush_time(mut self, time: Duration) -> Self {
-        self.settings.line_flush_time = time;
+        self.settings.line_flush_time = time.min(TIME_MAX);
         self
     }
 
     /// How long, after the main process has ended, outputs that processes outside the job's tree hold open may be silent before they are given
     /// up. Default: 500 ms.
     pub fn drain_idle_max(mut self, time: Duration) -> Self {
-        self.settings.drain_idle_max = time;
+        self.settings.drain_idle_max = time.min(TIME_MAX);
         self
     }
 
     /// How long, after the main process has ended, the rest of the job may take in all. Default: 5 s.
     pub fn drain_total_max(mut self, time: Duration) -> Self {
-        self.settings.drain_total_max = time;
+        self.settings.drain_total_max = time.min(TIME_MAX);
         self
     }
 

@@ -20,7 +20,7 @@ use crate::logic::lifecycle::{Action, Input, Lifecycle, Timer};
 use crate::logic::names;
 use crate::logic::token::{Key, Source};
 use crate::model::capabilities::Rung;
-use crate::model::command::Command;
+use crate::model::command::{Command, TreePolicy};
 use crate::model::error::{JobError, StartFailure, Step, StreamError, errno};
 use crate::model::event::Event;
 use crate::model::id::{JobId, OwnerId};
@@ -34,6 +34,9 @@ const TREE_LOOKS: [Duration; 2] = [Duration::from_micros(200), Duration::from_mi
 
 /// How long a start that failed in the host, after the child was made, may wait for that to be gone.
 const UNDO_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// How often, at most, it is looked at where no notice can be had.
+const TREE_LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// What every start of a worker has in common.
 #[derive(Debug)]
@@ -93,6 +96,8 @@ pub(crate) struct Job {
     ready_queued: bool,
     hidden: bool,
     confirmed: bool,
+    /// Whether the pidfd is kept after the reap: for signals to what is left of the process group.
+    keeps_pidfd: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -102,6 +107,7 @@ struct Deadlines {
     drain_idle: Deadline,
     drain_total: Deadline,
     tree: Deadline,
+    reap: Deadline,
 }
 
 impl Deadlines {
@@ -173,6 +179,9 @@ impl Job {
         }
         let mut stdio =
             Stdio::new(&command.stdin, command.capture, &host.null).map_err(|error| StartFailure::new(Step::Pipe, None, &error))?;
+        if let Some(uid) = command.uid {
+            stdio.give_to(uid, command.gid);
+        }
         if let Some(tree) = undo.lent.cgroups.as_mut() {
             let path = tree.path_named(&entry);
             undo.cgroup = Some(tree.make(&entry).map_err(|error| StartFailure::new(Step::Cgroup, Some(&path), &error))?);
@@ -242,6 +251,7 @@ impl Job {
             ready_queued: false,
             hidden: false,
             confirmed: false,
+            keeps_pidfd: command.tree == TreePolicy::Wait,
         };
         lent.queues.unfinished += 1;
         job.outputs.keep_log_open(lent);
@@ -305,6 +315,11 @@ impl Job {
                 let read = self.outputs.flush_line(index, lent);
                 self.after_read(read, lent);
             }
+            Alarm::Reap => {
+                if lent.deadlines.settle(&mut self.deadlines.reap, lent.now, key) {
+                    self.on_reap_alarm(lent);
+                }
+            }
             Alarm::Tree => {
                 if lent.deadlines.settle(&mut self.deadlines.tree, lent.now, key) {
                     self.on_tree_notice(lent);
@@ -325,11 +340,12 @@ impl Job {
         if self.life.exit().is_none() && self.failure.is_none() {
             return;
         }
-        if let Ok(true) = tree.remove(cgroup) {
+        let removed = tree.remove(cgroup);
+        if let Ok(true) = removed {
             self.tree_gone(lent);
         } else {
             self.tree_looks += 1;
-            self.look_again(lent);
+            self.look_again(removed.is_ok(), lent);
         }
     }
 
@@ -433,6 +449,10 @@ impl Job {
     /// Puts the job back into that queue if it has more to tell.
     pub(crate) fn queue_reports(&mut self, queues: &mut Queues) {
         let news = self.outputs.take_news();
+        if self.hidden {
+            self.notices = 0;
+            return;
+        }
         self.notices |= if news.fault { Notice::LogFault as u8 } else { 0 };
         self.notices |= if news.ready { Notice::LogReady as u8 } else { 0 };
         if self.notices != 0 && !self.reports_queued {
@@ -441,9 +461,10 @@ impl Job {
         }
     }
 
-    /// Forgets what was not told: somebody has seen the end in another way.
-    pub(crate) fn drop_notices(&mut self) {
+    /// Forgets what was not told, somebody having seen the end in another way; whether it still stands in that queue.
+    pub(crate) fn drop_notices(&mut self) -> bool {
         self.notices = 0;
+        std::mem::take(&mut self.reports_queued)
     }
 
     /// Takes the job out of everybody's sight; it goes once nothing is left of it.
@@ -455,12 +476,12 @@ impl Job {
 
     /// The worker is going: a cgroup that could not be removed before gets its last chance.
     pub(crate) fn abandon_cgroup(&mut self, lent: &mut Lent<'_>) {
-        let _ = self.end_tree(self.had_cgroup, lent);
+        self.end_tree(self.had_cgroup, lent);
     }
 
     /// Whether the job may be removed from the table without losing anything.
     pub(crate) fn is_gone(&self) -> bool {
-        self.is_finished() && self.cgroup.is_none()
+        self.is_finished() && self.cgroup.is_none() && self.process.is_none()
     }
 
     pub(crate) fn is_hidden(&self) -> bool {
@@ -486,6 +507,8 @@ impl Job {
             Outcome::Pending => None,
             Outcome::Executed => Some(Input::Executed),
             Outcome::Failed(failure) => {
+                // It is on its last instruction, unless somebody holds it there: a tenant may stop its own.
+                let _ = process.signal(Signal::KILL);
                 self.failure = Some(Box::new(failure));
                 Some(Input::StartFailed)
             }
@@ -519,16 +542,51 @@ impl Job {
             let _ = self.feed(input, lent);
         }
         if self.life.exit().is_some() {
+            self.reap_late(lent);
             return;
         }
         let Some(process) = &mut self.process else { return };
         // Without a cgroup the group is killed while its leader is a zombie; then its id cannot be somebody else's.
         let ended = if self.had_cgroup || self.failure.is_some() { process.reap() } else { process.peek() };
-        let Ok(Some((exit, usage))) = ended else { return };
-        self.usage = usage.map(Box::new);
+        match ended {
+            Ok(Some((exit, usage))) => {
+                self.usage = usage.map(Box::new);
+                self.exited(exit, lent);
+            }
+            // Dead, but not for us to see: a process that traces it comes first, and may take its time.
+            Ok(None) if wait_readable(process.pidfd(), Duration::ZERO).is_ok_and(|dead| dead) && !self.deadlines.reap.is_armed() => {
+                let due = lent.now + lent.settings.drain_total_max;
+                lent.deadlines.arm(&mut self.deadlines.reap, due, (self.key, Alarm::Reap));
+            }
+            Ok(None) | Err(_) => {}
+        }
+    }
+
+    /// The process has been dead for long enough, and still nobody tells how it ended.
+    fn on_reap_alarm(&mut self, lent: &mut Lent<'_>) {
+        self.on_pidfd(lent);
+        if self.life.exit().is_none() && self.process.is_some() && self.deadlines.reap.is_armed() {
+            self.exited(Exit::Unknown, lent);
+        }
+    }
+
+    fn exited(&mut self, exit: Exit, lent: &mut Lent<'_>) {
+        lent.deadlines.remove(&mut self.deadlines.reap, (self.key, Alarm::Reap));
         self.exited_at = Some(lent.now);
-        self.drop_reaped_process(lent);
+        if !self.keeps_pidfd {
+            self.drop_reaped_process(lent);
+        }
         let _ = self.feed(Input::Exited(exit), lent);
+    }
+
+    /// A zombie that outlived its job, because somebody traced it, can be reaped now.
+    fn reap_late(&mut self, lent: &mut Lent<'_>) {
+        if self.is_finished() {
+            self.reap_for_good(lent);
+            if self.hidden {
+                lent.queues.gone.push(self.key);
+            }
+        }
     }
 
     fn drop_reaped_process(&mut self, lent: &Lent<'_>) {
@@ -551,9 +609,7 @@ impl Job {
             }
         }
         if self.life.ends_when_quiet() {
-            // Nobody is left to write: what the pipes hold now is all.
-            self.outputs.set_readable(0, false);
-            self.outputs.set_readable(1, false);
+            self.outputs.read_to_the_end();
             self.read_outputs(lent);
         }
         self.queue_reports(lent.queues);
@@ -564,19 +620,23 @@ impl Job {
         match action {
             Action::SignalGroup(signal) => self.process.as_ref().map_or(Ok(()), |process| process.signal_group(signal))?,
             Action::KillTree => self.kill_tree(lent)?,
-            Action::EndTree { kill } => return self.end_tree(kill, lent).map(Some),
+            Action::EndTree { kill } => return Ok(Some(self.end_tree(kill, lent))),
             Action::ArmGrace(grace) => {
-                let due = lent.now.checked_add(grace).unwrap_or(lent.now);
-                self.arm(Timer::Grace, due, lent);
+                // A later stop does not put off a kill that is decided; one beyond what the clock can say never comes.
+                if let Some(due) = lent.now.checked_add(grace)
+                    && self.deadlines.grace.due().is_none_or(|decided| due < decided)
+                {
+                    self.arm(Timer::Grace, due, lent);
+                }
             }
             Action::ArmDrain => {
                 self.arm(Timer::DrainIdle, lent.now + lent.settings.drain_idle_max, lent);
                 self.arm(Timer::DrainTotal, lent.now + lent.settings.drain_total_max, lent);
             }
             Action::CloseOutputs => {
-                // After a failed start, and when the tree is gone, there is nobody who could still have written.
-                if self.failure.is_none() && !self.life.is_tree_gone() {
-                    self.outputs.note_cut_off();
+                // After a failed start there is nobody who could have written.
+                if self.failure.is_none() {
+                    self.outputs.note_cut_off(self.life.is_tree_gone());
                 }
                 self.outputs.close(lent);
             }
@@ -606,19 +666,20 @@ impl Job {
     }
 
     /// The main process has ended: what of its tree?
-    fn end_tree(&mut self, kill: bool, lent: &mut Lent<'_>) -> io::Result<Input> {
+    fn end_tree(&mut self, kill: bool, lent: &mut Lent<'_>) -> Input {
         if !self.had_cgroup {
-            let killed = if kill { self.kill_tree(lent) } else { Ok(()) };
             if kill {
+                // A host that may not signal the job's user has done what it can.
+                let _ = self.kill_tree(lent);
                 self.reap_for_good(lent);
             }
-            return killed.map(|()| Input::TreeUntracked);
+            return Input::TreeUntracked;
         }
-        let (Some(tree), Some(cgroup)) = (lent.cgroups.as_mut(), self.cgroup.as_ref()) else { return Ok(Input::TreeGone) };
+        let (Some(tree), Some(cgroup)) = (lent.cgroups.as_mut(), self.cgroup.as_ref()) else { return Input::TreeGone };
         if let Ok(true) = tree.remove(cgroup) {
             self.unwatch(lent);
             self.cgroup = None;
-            return Ok(Input::TreeGone);
+            return Input::TreeGone;
         }
         if kill {
             // If that fails the drain's deadline decides.
@@ -629,16 +690,16 @@ impl Job {
             self.watch = lent.watcher.watch(&tree.events_path(cgroup), self.key).ok();
         }
         self.tree_looks = 0;
-        self.look_again(lent);
-        Ok(Input::TreeLeft)
+        self.look_again(true, lent);
+        Input::TreeLeft
     }
 
     /// Arms the next look at a cgroup that is not empty; after the last one its notice has to come.
-    fn look_again(&mut self, lent: &mut Lent<'_>) {
+    fn look_again(&mut self, was_seen: bool, lent: &mut Lent<'_>) {
         let wait = match TREE_LOOKS.get(self.tree_looks) {
             Some(wait) => *wait,
-            // No notice will come without a watch.
-            None if self.watch.is_none() => lent.settings.drain_idle_max,
+            // No notice will come without a watch, nor again where the last look failed (out of descriptors, say).
+            None if self.watch.is_none() || !was_seen => lent.settings.drain_idle_max.max(TREE_LOOK_EVERY),
             None => return,
         };
         lent.deadlines.arm(&mut self.deadlines.tree, lent.now + wait, (self.key, Alarm::Tree));
@@ -705,7 +766,7 @@ impl Job {
         self.to_stdin = None;
         if self.failure.is_some() {
             // No program has run, so the cgroup is empty, and goes.
-            let _ = self.end_tree(true, lent);
+            self.end_tree(true, lent);
         }
         for timer in [Timer::Timeout, Timer::Grace, Timer::DrainIdle, Timer::DrainTotal] {
             lent.deadlines.remove(self.deadlines.of(timer), (self.key, Alarm::Life(timer)));

@@ -28,6 +28,8 @@ pub(crate) enum Alarm {
     Flush(OutputIndex),
     /// Look again whether the cgroup is empty.
     Tree,
+    /// A process that is dead, but not for us to reap, was waited for long enough.
+    Reap,
 }
 
 /// Which of a job's outputs: 0 is stdout or both, 1 is stderr.

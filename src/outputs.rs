@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::kernel::log_dir::LogDir;
-use crate::kernel::log_file::LogFile;
+use crate::kernel::log_file::{LogFile, WriteFault};
 use crate::kernel::stdio::{PIPE_BYTES, ReadOutcome, enlarge_pipe, read_output};
 use crate::kernel::stream::{LogProgress, LogStream};
 use crate::lent::{Alarm, Lent, OutputIndex, Queues, unix_nanos};
@@ -190,21 +190,14 @@ impl Outputs {
             self.reads_first = if self.budget_left == 0 { 1 - self.reads_first } else { 0 };
         }
         self.write(lent);
-        let readiness = if self.pipes.iter().flatten().any(|output| output.readable) {
-            Readiness::More
-        } else if self.is_open() {
-            Readiness::Quiet
-        } else {
-            Readiness::Closed
-        };
-        (seen, readiness)
+        (seen, self.readiness())
     }
 
     /// An unfinished line was held long enough: writes it as it stands, unless the rest of it has come by now. As [`read`](Self::read).
     pub(crate) fn flush_line(&mut self, index: OutputIndex, lent: &mut Lent<'_>) -> (usize, Readiness) {
         let (alarm, index) = ((self.key, Alarm::Flush(index)), usize::from(index));
         if !lent.deadlines.settle(&mut self.flush[index], lent.now, alarm) {
-            return (0, if self.is_open() { Readiness::Quiet } else { Readiness::Closed });
+            return (0, self.readiness());
         }
         // In a loop that is behind, the word that there is more may still wait in line.
         if let Some(output) = &mut self.pipes[index] {
@@ -232,9 +225,17 @@ impl Outputs {
         self.write(lent);
     }
 
-    /// Notes that the outputs are closed before their end, somebody outside the job still holding them.
-    pub(crate) fn note_cut_off(&mut self) {
-        self.count.cut_off |= self.is_open();
+    /// Nobody is left to write, so what the pipes hold now is all: the next read goes on until they say that they are empty. (A short read does not
+    /// say so where a job has put its pipe into packet mode.)
+    pub(crate) fn read_to_the_end(&mut self) {
+        for index in 0..self.pipes.len() {
+            self.set_readable(index as OutputIndex, true);
+        }
+    }
+
+    /// Notes that outputs are closed before their end. With nobody left to write, that is only where something was left to read.
+    pub(crate) fn note_cut_off(&mut self, nobody_writes: bool) {
+        self.count.cut_off |= if nobody_writes { self.readiness() == Readiness::More } else { self.is_open() };
     }
 
     /// Tells the readers that nothing more will come.
@@ -245,8 +246,10 @@ impl Outputs {
     /// The log is complete: tells its readers, and seals it. A log that was deleted or replaced by somebody has no seal to get.
     pub(crate) fn seal_log(&mut self, lent: &mut Lent<'_>) {
         self.end_log(lent);
-        if let Some(log) = &mut self.log {
+        let Some(log) = &mut self.log else { return };
+        if log.file.seal(lent.log_dir.as_fd()).is_err_and(WriteFault::is_shortage) && lent.log_dir.lend_spare() {
             let _ = log.file.seal(lent.log_dir.as_fd());
+            lent.log_dir.take_spare_back();
         }
     }
 
@@ -291,6 +294,16 @@ impl Outputs {
         log.file.close();
         queues.open_logs_count = queues.open_logs_count.saturating_sub(1);
         Room::Made
+    }
+
+    fn readiness(&self) -> Readiness {
+        if self.pipes.iter().flatten().any(|output| output.readable) {
+            Readiness::More
+        } else if self.is_open() {
+            Readiness::Quiet
+        } else {
+            Readiness::Closed
+        }
     }
 
     /// Reads one output until it is empty, at its end, or the budget is spent. Returns the number of bytes.
@@ -376,7 +389,12 @@ impl Outputs {
         }
         let Some(log) = &mut self.log else { return };
         let was_open = log.file.fd().is_some();
-        let written = log.file.append(lent.log_dir.as_fd(), lent.records.bytes());
+        let mut written = log.file.append(lent.log_dir.as_fd(), lent.records.bytes());
+        if written.is_err_and(WriteFault::is_shortage) && lent.log_dir.lend_spare() {
+            written = log.file.append(lent.log_dir.as_fd(), lent.records.bytes());
+            log.file.close();
+            lent.log_dir.take_spare_back();
+        }
         let content_bytes = lent.records.clear();
         match written {
             Ok(()) => {

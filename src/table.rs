@@ -1,6 +1,6 @@
 //! Floor 4: where jobs are kept: a slab whose places carry a generation, and the way from an id to a place.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 
 use slab::Slab;
 
@@ -19,8 +19,8 @@ struct Entry {
 pub(crate) struct Table {
     jobs: Slab<Entry>,
     keys: HashMap<JobId, Key>,
-    /// Finished jobs whose end was told, oldest first; some may be forgotten already.
-    told: VecDeque<JobId>,
+    /// Finished jobs whose end was told; ids sort by start.
+    told: BTreeSet<JobId>,
     next_generation: u32,
 }
 
@@ -62,6 +62,7 @@ impl Table {
     /// Takes a job's id away: nobody finds it any more.
     pub(crate) fn hide(&mut self, id: JobId) {
         self.keys.remove(&id);
+        self.told.remove(&id);
     }
 
     pub(crate) fn remove(&mut self, key: Key) {
@@ -94,13 +95,9 @@ impl Table {
 
     /// Notes that a job's end was told. Returns the oldest such job if there are more than `told_max`.
     pub(crate) fn note_told(&mut self, id: JobId, told_max: usize) -> Option<JobId> {
-        self.told.push_back(id);
-        while self.told.len() > told_max {
-            let oldest = self.told.pop_front()?;
-            if self.keys.contains_key(&oldest) {
-                return Some(oldest);
-            }
+        if self.keys.contains_key(&id) {
+            self.told.insert(id);
         }
-        None
+        if self.told.len() > told_max { self.told.pop_first() } else { None }
     }
 }

@@ -197,7 +197,10 @@ impl Worker {
         loop {
             let found = self.table.by_id_mut(job).ok_or(JobError::NotFound { job })?;
             if found.is_finished() {
-                found.drop_notices();
+                let was_queued = found.drop_notices();
+                if was_queued && let Some(key) = self.table.key_of(job) {
+                    self.reactor.queues.reports.retain(|queued| *queued != key);
+                }
                 let status = self.query(job)?;
                 self.note_told(job);
                 self.reactor.announce_reports().map_err(|source| JobError::Turn { job, source })?;
@@ -274,6 +277,8 @@ impl Worker {
         let started = self.see_started(key, command.confirm.unwrap_or(self.reactor.settings.confirm));
         if let Err(failure) = started {
             self.discard(id);
+            // What is left of it, if anything is, is the loop's.
+            let _ = self.reactor.arm();
             return Err(failure.into());
         }
         // If arming fails, so does the next turn, which says so.
@@ -377,12 +382,14 @@ impl Worker {
     fn discard(&mut self, id: JobId) {
         let Some(key) = self.table.key_of(id) else { return };
         self.table.hide(id);
-        if let Some(job) = self.table.get_mut(key) {
-            if job.is_gone() {
-                self.table.remove(key);
-            } else {
-                job.hide(&mut self.reactor.queues);
-            }
+        let Some(job) = self.table.get_mut(key) else { return };
+        if job.drop_notices() {
+            self.reactor.queues.reports.retain(|queued| *queued != key);
+        }
+        if job.is_gone() {
+            self.table.remove(key);
+        } else {
+            job.hide(&mut self.reactor.queues);
         }
     }
 

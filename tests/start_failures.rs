@@ -331,7 +331,8 @@ fn what_the_host_may_not_do_is_refused_by_name() {
         let cases = [
             (Command::new("true").groups([1]), without_path(Step::Setgroups, Errno::PERM)),
             (Command::new("true").gid(0), without_path(Step::Setgid, Errno::PERM)),
-            (Command::new("true").uid(0), without_path(Step::Setuid, Errno::PERM)),
+            // Somebody else's job must not have our groups, and those cannot be dropped.
+            (Command::new("true").uid(0), without_path(Step::Setgroups, Errno::PERM)),
             (Command::new("true").rlimit(Resource::Core, 0, 1), without_path(Step::Rlimit, Errno::PERM)),
             (Command::new("true").nice(-5), without_path(Step::Nice, Errno::ACCESS)),
             (Command::new("true").oom_score_adj(-1000), expect(Step::OomScoreAdj, "/proc/self/oom_score_adj", Errno::ACCESS)),

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
 use crate::logic::kernel_text;
@@ -18,6 +18,9 @@ use crate::model::settings::CgroupBase;
 
 /// The name of our directory at the root of the hierarchy.
 const BASE_NAME: &str = "iron-exec";
+
+/// The extended attribute of a base that a worker made; one that somebody else has made, with limits maybe, is not ours to remove.
+const MADE_XATTR: &str = "user.iron-exec";
 
 /// cgroups nested deeper than this by a job are left to whoever made them.
 const NESTING_MAX: usize = 64;
@@ -54,11 +57,13 @@ impl CgroupTree {
             CgroupBase::Off => Ok(Discovery::Missing("cgroups are switched off".to_owned())),
             CgroupBase::Path(path) => {
                 let failed = |source| BuildError::CgroupBase { path: path.clone(), source };
+                // It stays right when the host changes its working directory.
+                let path = std::path::absolute(path).map_err(failed)?;
                 let mount = mounts().map_err(failed)?.into_iter().find(|mount| path.starts_with(mount)).unwrap_or_default();
-                Ok(Discovery::Found(Self::open(mount, path.clone(), false).map_err(failed)?))
+                Ok(Discovery::Found(Self::open(mount, path).map_err(failed)?))
             }
             CgroupBase::Auto => Ok(match Self::find_base() {
-                Ok((mount, base, is_own)) => match Self::open(mount, base.clone(), is_own) {
+                Ok((mount, base)) => match Self::open(mount, base.clone()) {
                     Ok(tree) => Discovery::Found(tree),
                     Err(error) => Discovery::Missing(format!("{} cannot be used: {error}", base.display())),
                 },
@@ -67,8 +72,8 @@ impl CgroupTree {
         }
     }
 
-    /// The mount, the default base, and whether that is ours to make.
-    fn find_base() -> Result<(PathBuf, PathBuf, bool), String> {
+    /// The mount and the default base.
+    fn find_base() -> Result<(PathBuf, PathBuf), String> {
         let unreadable = |error: io::Error| format!("/proc/self cannot be read: {error}");
         let mountinfo = fs::read("/proc/self/mountinfo").map_err(unreadable)?;
         let Some(mount) = kernel_text::cgroup2_mounts(&mountinfo).into_iter().find(|mount| !mount.read_only) else {
@@ -78,19 +83,18 @@ impl CgroupTree {
         if let Some(own) = kernel_text::own_cgroup(&own).and_then(|own| below_mount(&mount, &own))
             && is_delegated(&own)
         {
-            return Ok((mount.mount_point, own, false));
+            return Ok((mount.mount_point, own));
         }
         if rustix::process::geteuid().is_root() {
             let base = mount.mount_point.join(BASE_NAME);
-            return Ok((mount.mount_point, base, true));
+            return Ok((mount.mount_point, base));
         }
         Err("our cgroup is not delegated to us: run under `systemd-run --user --scope -p Delegate=yes`, or give a base that we may write"
             .to_owned())
     }
 
-    fn open(mount: PathBuf, base: PathBuf, is_own: bool) -> io::Result<Self> {
-        let (directory, made) = open_base(&base)?;
-        let is_own = is_own || made;
+    fn open(mount: PathBuf, base: PathBuf) -> io::Result<Self> {
+        let (directory, is_own) = open_base(&base)?;
         // Linux 5.14 has it; without it a tree could not be killed in one go.
         match rustix::fs::accessat(&directory, "cgroup.kill", rustix::fs::Access::WRITE_OK, AtFlags::EACCESS) {
             Ok(()) => {
@@ -123,7 +127,7 @@ impl CgroupTree {
         match rustix::fs::mkdirat(&self.directory, name, Mode::from_raw_mode(0o755)) {
             // Another worker, ending, has removed the base that we share.
             Err(Errno::NOENT) => {
-                (self.directory, _) = open_base(&self.base)?;
+                (self.directory, self.is_own) = open_base(&self.base)?;
                 rustix::fs::mkdirat(&self.directory, name, Mode::from_raw_mode(0o755))?;
             }
             other => other?,
@@ -246,7 +250,7 @@ fn is_delegated(directory: &Path) -> bool {
     })
 }
 
-/// Opens the base, and makes it if it is not there; says whether it did.
+/// Opens the base, and makes it if it is not there; says whether a worker made it, this one or another.
 fn open_base(base: &Path) -> io::Result<(OwnedFd, bool)> {
     let made = match rustix::fs::mkdir(base, Mode::from_raw_mode(0o755)) {
         Ok(()) => true,
@@ -263,7 +267,12 @@ fn open_base(base: &Path) -> io::Result<(OwnedFd, bool)> {
         }
         return Err(io::Error::other("it is not on a cgroup2 file system"));
     }
-    Ok((directory, made))
+    if made {
+        // Before Linux 5.7 there are no such marks: then the one that made it has to be the last.
+        let _ = rustix::fs::setxattr(base, MADE_XATTR, b"1", XattrFlags::empty());
+    }
+    let is_own = made || rustix::fs::getxattr(base, MADE_XATTR, &mut [0_u8; 8]).is_ok();
+    Ok((directory, is_own))
 }
 
 fn read_at(directory: BorrowedFd<'_>, name: &str) -> io::Result<Vec<u8>> {

@@ -143,6 +143,8 @@ pub(crate) struct LogDir {
     lock: OwnedFd,
     worker: Uuid,
     table: Option<OwnedFd>,
+    /// A descriptor in reserve: a log that is closed for idleness can be written and sealed also when no more files can be opened.
+    spare: Option<OwnedFd>,
 }
 
 impl LogDir {
@@ -165,7 +167,11 @@ impl LogDir {
                 return Err(BuildError::Untrusted { path: locks_path, uid });
             }
             match make_lock(locks.as_fd(), worker) {
-                Ok(lock) => return Ok(Self { path, directory, locks, lock, worker, table: None }),
+                Ok(lock) => {
+                    let mut log_dir = Self { path, directory, locks, lock, worker, table: None, spare: None };
+                    log_dir.take_spare_back();
+                    return Ok(log_dir);
+                }
                 Err(Errno::NOENT) => {}
                 Err(errno) => return Err(failed(&locks_path.join(lock_name(worker)))(errno.into())),
             }
@@ -194,6 +200,16 @@ impl LogDir {
         let line = format!("{name} {mark}\n");
         rustix::io::retry_on_intr(|| rustix::io::write(&*table, line.as_bytes()))?;
         Ok(())
+    }
+
+    /// Closes the descriptor in reserve, so that one file can be opened; `false` if it is lent already.
+    pub(crate) fn lend_spare(&mut self) -> bool {
+        self.spare.take().is_some()
+    }
+
+    /// Puts a descriptor in reserve again, if one can be had.
+    pub(crate) fn take_spare_back(&mut self) {
+        self.spare = rustix::io::fcntl_dupfd_cloexec(&self.directory, 3).ok();
     }
 
     fn make_table(&self) -> io::Result<OwnedFd> {

@@ -3,13 +3,26 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 /// Why a batch was not written; the file ends where it ended before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct WriteFault {
     pub(crate) errno: i32,
+}
+
+impl WriteFault {
+    /// Whether only a descriptor was wanting, of this process or of the machine.
+    pub(crate) fn is_shortage(self) -> bool {
+        [Errno::MFILE, Errno::NFILE].iter().any(|errno| errno.raw_os_error() == self.errno)
+    }
+}
+
+impl From<Errno> for WriteFault {
+    fn from(errno: Errno) -> Self {
+        Self { errno: errno.raw_os_error() }
+    }
 }
 
 /// Device and inode number: a file's identity, whatever stands at its name.
@@ -55,7 +68,7 @@ impl LogFile {
 
     /// Appends whole records, all or none: what a failing write has left of them is cut off again.
     pub(crate) fn append(&mut self, directory: BorrowedFd<'_>, records: &[u8]) -> Result<(), WriteFault> {
-        let fault = |errno: Errno| WriteFault { errno: errno.raw_os_error() };
+        let fault = WriteFault::from;
         let fd = match self.fd.take() {
             Some(fd) => fd,
             None => self.open(directory, OFlags::WRONLY | OFlags::APPEND).map_err(fault)?,
@@ -75,7 +88,7 @@ impl LogFile {
     }
 
     /// Clears the write bits: the sign, for everybody, that nothing more will come. (A watcher sees IN_ATTRIB.)
-    pub(crate) fn seal(&mut self, directory: BorrowedFd<'_>) -> io::Result<()> {
+    pub(crate) fn seal(&mut self, directory: BorrowedFd<'_>) -> Result<(), WriteFault> {
         // Readers come after that, too.
         self.inode = self.inode().ok();
         let fd = match self.fd.take() {
@@ -100,8 +113,11 @@ impl LogFile {
     /// Opens the file and makes sure that it is still the one that was made.
     fn open(&self, directory: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd, Errno> {
         let fd = rustix::fs::openat(directory, &*self.name, flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
+        let stat = rustix::fs::fstat(&fd)?;
+        // The number alone is not enough: a file that was deleted gives its own to the next. Nobody but us can make one of ours.
+        let is_ours = FileType::from_raw_mode(stat.st_mode).is_file() && stat.st_uid == rustix::process::geteuid().as_raw();
         // ESTALE: somebody has put another file in its place.
-        if inode_of(&fd)? == self.inode()? { Ok(fd) } else { Err(Errno::STALE) }
+        if is_ours && (stat.st_dev, stat.st_ino) == self.inode()? { Ok(fd) } else { Err(Errno::STALE) }
     }
 
     fn inode(&self) -> Result<Inode, Errno> {

@@ -83,17 +83,18 @@ impl Launch {
         let host_nofile = nofile.map(|(soft, hard)| (Resource::Nofile, soft, hard));
         let rlimits = host_nofile.iter().chain(&command.rlimits);
         let rlimits: Vec<_> = rlimits.map(|(resource, soft, hard)| (rlimit_number(*resource), *soft, *hard)).collect();
-        // A job of another user does not keep the host's groups, unless it may not drop them: then it is no other user's.
-        let drop_groups = command.uid.is_some() && rustix::process::geteuid().is_root();
+        // A job of another user keeps neither the host's groups nor its capabilities.
+        let is_other_user = command.uid.is_some_and(|uid| uid != rustix::process::geteuid().as_raw());
         let setup = ChildSetup {
             fds: &fds,
             rlimits: &rlimits,
             umask: command.umask,
             nice: command.nice,
             oom_score_adj: command.oom_score_adj,
-            groups: command.groups.as_deref().or(drop_groups.then_some(&[])),
+            groups: command.groups.as_deref().or(is_other_user.then_some(&[])),
             gid: command.gid,
             uid: command.uid,
+            drop_capabilities: is_other_user && command.uid != Some(0),
             no_new_privs: command.no_new_privs,
         };
         let place = cgroup.map(|(fd, _)| match rung {
@@ -211,16 +212,22 @@ impl Process {
         iron_exec_sys::signal::send(self.pidfd(), signal.number())
     }
 
-    /// Sends a signal to its process group; does nothing once it is reaped, when the group's id may be somebody else's.
+    /// Sends a signal to its process group, and to no other, also when the process itself has been reaped; before Linux 6.9 only while that has not.
     pub(crate) fn signal_group(&self, signal: Signal) -> io::Result<()> {
-        if self.reaped {
-            return Ok(());
-        }
-        let is_gone = |error: &io::Error| error.raw_os_error() == Some(Errno::SRCH.raw_os_error());
-        match iron_exec_sys::signal::send_to_group(self.pid, signal.number()) {
+        use iron_exec_sys::signal::{send_to_group, send_to_group_id};
+        let is = |error: &io::Error, errno: Errno| error.raw_os_error() == Some(errno.raw_os_error());
+        let sent = match send_to_group(self.pidfd(), signal.number()) {
+            // The kernel does not know the flag. A look at the zombie makes sure that the id is still its own.
+            Err(error) if is(&error, Errno::INVAL) => match wait::wait(self.pidfd(), Mode::Peek) {
+                Ok(_) => send_to_group_id(self.pid, signal.number()),
+                Err(_) => Ok(()),
+            },
+            sent => sent,
+        };
+        match sent {
             // Before its setsid it has no group of its own: the process itself is all there is.
-            Err(error) if is_gone(&error) => match self.signal(signal) {
-                Err(error) if is_gone(&error) => Ok(()),
+            Err(error) if is(&error, Errno::SRCH) => match self.signal(signal) {
+                Err(error) if is(&error, Errno::SRCH) => Ok(()),
                 other => other,
             },
             other => other,

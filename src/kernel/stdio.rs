@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{MemfdFlags, Mode, OFlags, SeekFrom};
+use rustix::fs::{Gid, MemfdFlags, Mode, OFlags, SeekFrom, Uid};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
@@ -77,6 +77,16 @@ impl Stdio {
             Capture::Discard => (null(), None, [None, None]),
         };
         Ok(Self { stdin, stdout, stderr, to_stdin, from })
+    }
+
+    /// Makes the job's user the owner of what was made for it, so that it can open `/dev/stdout` and the like again by name.
+    pub(crate) fn give_to(&self, uid: u32, gid: Option<u32>) {
+        for end in [Some(&self.stdin), Some(&self.stdout), self.stderr.as_ref()].into_iter().flatten() {
+            if let ChildEnd::Made(fd) = end {
+                // Without CAP_CHOWN it stays ours: the open descriptor works all the same.
+                let _ = rustix::fs::fchown(fd, Some(Uid::from_raw(uid)), gid.map(Gid::from_raw));
+            }
+        }
     }
 
     /// The descriptors and their numbers in the child.

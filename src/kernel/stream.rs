@@ -44,6 +44,20 @@ impl LogProgress {
         true
     }
 
+    /// Notes that stream `id` waits. A waker's clone and drop are user code, which may come back here: neither happens under the lock.
+    fn enlist(&self, id: u64, waker: &Waker) {
+        let former = self.strike_off(id);
+        let waker = former.filter(|former| former.will_wake(waker)).unwrap_or_else(|| waker.clone());
+        self.waiting().push((id, waker));
+    }
+
+    /// Takes stream `id` off the list; its waker is the caller's to drop.
+    fn strike_off(&self, id: u64) -> Option<Waker> {
+        let mut waiting = self.waiting();
+        let place = waiting.iter().position(|(waiter, _)| *waiter == id)?;
+        Some(waiting.swap_remove(place).1)
+    }
+
     fn waiting(&self) -> std::sync::MutexGuard<'_, Vec<(u64, Waker)>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -177,7 +191,7 @@ impl LogStream {
 
     /// Marks `amount` of the bytes shown last as used; more than were shown counts as all of them.
     pub fn consume(&mut self, amount: usize) {
-        self.shown.start = (self.shown.start + amount).min(self.shown.end);
+        self.shown.start = self.shown.start.saturating_add(amount).min(self.shown.end);
     }
 
     /// The next record of the log, `None` at its end, `Pending` if more may come. Skips what is left of bytes shown before. In a raw log a record
@@ -302,11 +316,7 @@ impl LogStream {
                 let (mut ended, mut length) = look();
                 if !ended && length <= self.offset {
                     if let Some(cx) = cx {
-                        let mut waiting = progress.waiting();
-                        match waiting.iter_mut().find(|(waiter, _)| waiter == id) {
-                            Some((_, waker)) => waker.clone_from(cx.waker()),
-                            None => waiting.push((*id, cx.waker().clone())),
-                        }
+                        progress.enlist(*id, cx.waker());
                     }
                     progress.awaited.store(true, Ordering::SeqCst);
                     // The loop may have written between the look and the word that we wait.
@@ -349,7 +359,7 @@ impl LogStream {
 impl Drop for LogStream {
     fn drop(&mut self) {
         if let Source::Live { progress, id } = &self.source {
-            progress.waiting().retain(|(waiter, _)| waiter != id);
+            drop(progress.strike_off(*id));
         }
     }
 }

@@ -33,7 +33,7 @@ impl Watcher {
         Ok(Watch(watch))
     }
 
-    /// Ends a watch. To be called before the cgroup is removed: its file sends no word of that, and the watch would stay.
+    /// Ends a watch. A cgroup's file sends no word of its removal: the watch would stay.
     pub(crate) fn unwatch(&mut self, watch: Watch) {
         if self.owners.remove(&watch.0).is_some() {
             // EINVAL: the file went away before us, and the watch with it.

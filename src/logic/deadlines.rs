@@ -18,6 +18,11 @@ impl Deadline {
         self.due = None;
     }
 
+    /// When it is to go off.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
     /// Whether it is to go off.
     pub(crate) fn is_armed(&self) -> bool {
         self.due.is_some()

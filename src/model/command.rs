@@ -206,7 +206,9 @@ impl Command {
         self
     }
 
-    /// The user id to run as (real, effective and saved). Needs CAP_SETUID. Without [`groups`](Self::groups), supplementary groups are dropped.
+    /// The user id to run as (real, effective and saved). Needs CAP_SETUID, and CAP_SETGID: a job of another user than the host has none of the
+    /// host's supplementary groups, but for those that [`groups`](Self::groups) gives it, and, unless it is root, no capabilities. Its group id
+    /// stays the host's without [`gid`](Self::gid): give both.
     pub fn uid(mut self, uid: u32) -> Self {
         self.uid = Some(uid);
         self

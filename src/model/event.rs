@@ -85,7 +85,8 @@ impl Events {
     /// A buffer of `capacity` events, at least 1. What does not fit in one turn comes with the next; nothing is lost.
     pub fn with_capacity(capacity: usize) -> Self {
         let capacity = capacity.max(1);
-        Self { list: Vec::with_capacity(capacity), capacity }
+        // A huge capacity says "no limit"; that much memory is not taken for it.
+        Self { list: Vec::with_capacity(capacity.min(EVENTS_CAPACITY)), capacity }
     }
 
     /// Takes the events out, oldest first.

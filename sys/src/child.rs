@@ -87,6 +87,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) groups: Option<&'a [u32]>,
     pub(crate) gid: Option<u32>,
     pub(crate) uid: Option<u32>,
+    pub(crate) drop_capabilities: bool,
     pub(crate) no_new_privs: bool,
 }
 
@@ -162,6 +163,10 @@ fn prepare(plan: &mut Plan<'_>) -> Result<(), Failure> {
     }
     if let Some(uid) = plan.uid {
         raw::setresuid(uid).map_err(|errno| (ChildStep::Setuid, errno, 0))?;
+    }
+    if plan.drop_capabilities {
+        // From one user to another, neither root, the kernel keeps them; ambient ones would even live through the exec.
+        raw::drop_capabilities().map_err(|errno| (ChildStep::Setuid, errno, 0))?;
     }
     if let Some(cwd) = plan.image.cwd() {
         raw::chdir(cwd).map_err(|errno| (ChildStep::Chdir, errno, 0))?;

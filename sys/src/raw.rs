@@ -70,6 +70,16 @@ pub(crate) fn setresuid(uid: u32) -> Result<(), Errno> {
     plain(libc::SYS_setresuid, [uid as usize, uid as usize, uid as usize, 0, 0, 0]).map(drop)
 }
 
+/// Empties the permitted, effective and inheritable capability sets, and with them the ambient one.
+pub(crate) fn drop_capabilities() -> Result<(), Errno> {
+    // struct __user_cap_header_struct: version 3 (0x20080522), this process. Two struct __user_cap_data_struct, all zero.
+    let header = [0x2008_0522_u32, 0];
+    let data = [0_u32; 6];
+    let args = [(&raw const header) as usize, (&raw const data) as usize, 0, 0, 0, 0];
+    // SAFETY: capset reads 8 bytes at the header and, for version 3, 24 at the data; both are arrays of this frame.
+    check(unsafe { syscall6(libc::SYS_capset, args) }).map(drop)
+}
+
 pub(crate) fn set_no_new_privs() -> Result<(), Errno> {
     plain(libc::SYS_prctl, [libc::PR_SET_NO_NEW_PRIVS as usize, 1, 0, 0, 0, 0]).map(drop)
 }

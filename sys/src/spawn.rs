@@ -53,6 +53,8 @@ pub struct ChildSetup<'a> {
     pub gid: Option<u32>,
     /// Real, effective and saved user id.
     pub uid: Option<u32>,
+    /// Whether the child gives up every capability that it has left once it is that user.
+    pub drop_capabilities: bool,
     /// Whether to set PR_SET_NO_NEW_PRIVS.
     pub no_new_privs: bool,
 }
@@ -171,6 +173,7 @@ pub fn spawn(rung: Rung, image: &ExecImage, setup: &ChildSetup<'_>, cgroup: Opti
         groups: setup.groups,
         gid: setup.gid,
         uid: setup.uid,
+        drop_capabilities: setup.drop_capabilities,
         no_new_privs: setup.no_new_privs,
     };
     // No handler of the host may run in the child, and a signal to the host's group must not be lost to it either: all wait.
