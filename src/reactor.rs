@@ -165,23 +165,12 @@ impl Reactor {
 
     /// Handles one batch; returns how many events were more than the waker's.
     fn dispatch(&mut self, table: &mut Table) -> Result<usize, TurnError> {
-        let now = Instant::now();
         let mut handled = 0;
-        let mut notices = false;
-        let mut lent = Lent {
-            registry: self.poll.registry(),
-            deadlines: &mut self.deadlines,
-            watcher: &mut self.watcher,
-            cgroups: &mut self.cgroups,
-            log_dir: &mut self.log_dir,
-            read_buffer: &mut self.read_buffer,
-            records: &mut self.records,
-            queues: &mut self.queues,
-            settings: &self.settings,
-            now,
-            turn: self.turn,
-        };
-        for event in &self.ready_events {
+        let (mut notices, mut timer_went_off) = (false, false);
+        // Out of the way while everything else is lent.
+        let ready_events = std::mem::replace(&mut self.ready_events, mio::Events::with_capacity(0));
+        let mut lent = self.lend();
+        for event in &ready_events {
             let Some(target) = Target::unpack(event.token().0) else { continue };
             handled += usize::from(target != Target::Waker);
             match target {
@@ -192,20 +181,28 @@ impl Reactor {
                     }
                 }
                 Target::Inotify => notices = true,
-                Target::Timer => self.timer_at = None,
+                Target::Timer => timer_went_off = true,
                 Target::Waker => {}
             }
         }
+        self.ready_events = ready_events;
+        if timer_went_off {
+            self.timer_at = None;
+        }
         if notices {
-            let noticed = &mut self.noticed;
-            lent.watcher.read(|owner| noticed.push(owner)).map_err(TurnError::new("reading inotify notices"))?;
-            for key in self.noticed.drain(..) {
-                if let Some(job) = table.get_mut(key) {
-                    job.on_tree_notice(&mut lent);
-                }
-            }
+            self.read_notices(table)?;
         }
         Ok(handled)
+    }
+
+    /// Tells the owners of inotify notices.
+    fn read_notices(&mut self, table: &mut Table) -> Result<(), TurnError> {
+        let noticed = &mut self.noticed;
+        self.watcher.read(|owner| noticed.push(owner)).map_err(TurnError::new("reading inotify notices"))?;
+        while let Some(key) = self.noticed.pop() {
+            self.with_job(table, key, Job::on_tree_notice);
+        }
+        Ok(())
     }
 
     /// Lets the jobs go on that had spent their budget before this turn, each once.

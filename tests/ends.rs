@@ -104,8 +104,10 @@ fn without_cgroups_an_escaped_daemon_holds_the_job_no_longer_than_the_drain_allo
                 let mut worker =
                     builder.drain_idle_max(Duration::from_millis(200)).drain_total_max(Duration::from_secs(1)).build().unwrap();
                 let began = Instant::now();
-                let status =
-                    run(&mut worker, Command::shell(format!("(setsid sh -c 'echo daemon $$; {talk} exec sleep 1000' &); sleep 0.1; exit 4")));
+                let status = run(
+                    &mut worker,
+                    Command::shell(format!("(setsid sh -c 'echo daemon $$; {talk} exec sleep 1000' &); sleep 0.1; exit 4")),
+                );
                 let took = began.elapsed();
                 assert_eq!((status.exit_code, status.output.cut_off), (4, true), "{status:?}");
                 assert!(took >= limit && took < limit + Duration::from_secs(5), "{took:?}");

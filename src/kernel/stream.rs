@@ -164,14 +164,7 @@ impl LogStream {
     /// # Errors
     /// If the file cannot be read, or holds something that is no log; reading goes on behind it.
     pub fn try_fill_buf(&mut self) -> Poll<Result<&[u8], StreamError>> {
-        if self.shown.is_empty() {
-            match self.advance(None) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Ready(Ok(())) => {}
-            }
-        }
-        Poll::Ready(Ok(self.shown()))
+        self.fill(None)
     }
 
     /// As [`try_fill_buf`](Self::try_fill_buf), and on `Pending` the task is woken when it is worth asking again.
@@ -179,14 +172,7 @@ impl LogStream {
     /// # Errors
     /// As `try_fill_buf`.
     pub fn poll_fill_buf(&mut self, cx: &mut Context<'_>) -> Poll<Result<&[u8], StreamError>> {
-        if self.shown.is_empty() {
-            match self.advance(Some(cx)) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Ready(Ok(())) => {}
-            }
-        }
-        Poll::Ready(Ok(self.shown()))
+        self.fill(Some(cx))
     }
 
     /// Marks `amount` of the bytes shown last as used; more than were shown counts as all of them.
@@ -226,6 +212,17 @@ impl LogStream {
         if let Source::File { ended } = &mut self.source {
             *ended = true;
         }
+    }
+
+    fn fill(&mut self, cx: Option<&mut Context<'_>>) -> Poll<Result<&[u8], StreamError>> {
+        if self.shown.is_empty() {
+            match self.advance(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Ready(Ok(())) => {}
+            }
+        }
+        Poll::Ready(Ok(self.shown()))
     }
 
     fn next_record(&mut self, cx: Option<&mut Context<'_>>) -> Poll<Result<Option<Record<'_>>, StreamError>> {
