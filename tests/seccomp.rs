@@ -8,20 +8,40 @@ use std::env::consts::ARCH;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 
-use common::{Census, DEADLINE, Host, finish, isolated, output_of};
-use iron_exec::{BuildError, Builder, Command, JobState, Rung, StartError, Step, Worker};
+use common::{Census, DEADLINE, Host, finish, isolated, output_of, process_runs, turn_until, wait_until};
+use iron_exec::{BuildError, Builder, CgroupBase, Command, Exit, JobState, Rung, StartError, Step, Worker};
 use rustix::io::Errno;
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+use rustix::process::{Pid, WaitOptions, waitpid};
+use seccompiler::{BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, apply_filter};
 
 /// Numbers of system calls younger than 2020 are the same everywhere.
 const CLONE3: i64 = 435;
 const CLOSE_RANGE: i64 = 436;
+const PIDFD_SEND_SIGNAL: i64 = 424;
+
+/// Of linux/pidfd.h.
+const PIDFD_GET_INFO: u64 = 0xC040_FF0B;
+const PIDFD_SIGNAL_PROCESS_GROUP: u64 = 4;
 
 /// Has the kernel answer `call` with `errno` from now on, in this thread and its children.
 fn deny(call: i64, errno: Errno) {
     let refused = SeccompAction::Errno(errno.raw_os_error() as u32);
     let filter = SeccompFilter::new(BTreeMap::from([(call, vec![])]), SeccompAction::Allow, refused, ARCH.try_into().unwrap()).unwrap();
     apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+}
+
+/// Has the kernel answer as one before Linux 6.9 does: a pidfd tells no exit status, and knows no process groups.
+fn be_old() {
+    let refuse = |call: i64, argument: u8, value: u64, errno: Errno| {
+        let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value).unwrap();
+        let rules = BTreeMap::from([(call, vec![SeccompRule::new(vec![condition]).unwrap()])]);
+        let refused = SeccompAction::Errno(errno.raw_os_error() as u32);
+        let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, ARCH.try_into().unwrap()).unwrap();
+        apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+    };
+    let ioctl = if ARCH == "x86_64" { 16 } else { 29 };
+    refuse(ioctl, 1, PIDFD_GET_INFO, Errno::NOTTY);
+    refuse(PIDFD_SEND_SIGNAL, 3, PIDFD_SIGNAL_PROCESS_GROUP, Errno::INVAL);
 }
 
 /// A builder of workers that wait for every confirmation, however busy the machine.
@@ -201,5 +221,46 @@ fn descriptors_are_closed_in_jobs_also_where_close_range_is_missing() {
 fn descriptors_are_closed_in_jobs_also_where_close_range_is_forbidden() {
     isolated("descriptors_are_closed_in_jobs_also_where_close_range_is_forbidden", || {
         descriptors_are_closed_without_close_range(Errno::PERM);
+    });
+}
+
+#[test]
+fn an_exit_status_that_somebody_took_is_unknown_where_the_kernel_cannot_tell() {
+    isolated("an_exit_status_that_somebody_took_is_unknown_where_the_kernel_cannot_tell", || {
+        let host = Host::new();
+        be_old();
+        for rung in Rung::ALL {
+            for base in [host.base.clone().map_or(CgroupBase::Off, CgroupBase::Path), CgroupBase::Off] {
+                let mut worker = builder(&host).rung(rung).cgroup_base(base).build().unwrap();
+                assert!(!worker.capabilities().exit_info);
+                let job = worker.start(Command::shell("read line; exit 3").stdin_piped()).unwrap();
+                let pid = Pid::from_raw(worker.query(job).unwrap().pid);
+                drop(worker.take_stdin(job).unwrap());
+                // Not the loop, but somebody else in this process.
+                waitpid(pid, WaitOptions::empty()).unwrap().unwrap();
+                let status = finish(&mut worker, job);
+                assert_eq!((status.state, status.exit, status.exit_code), (JobState::Unknown, Some(Exit::Unknown), -1));
+                assert_eq!(status.usage, None);
+                // One that nobody took is as right as ever.
+                let job = worker.start(Command::shell("exit 4")).unwrap();
+                assert_eq!(finish(&mut worker, job).exit_code, 4);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_process_group_is_killed_also_where_a_pidfd_knows_none() {
+    isolated("a_process_group_is_killed_also_where_a_pidfd_knows_none", || {
+        let host = Host::new();
+        be_old();
+        let mut worker = builder(&host).cgroup_base(CgroupBase::Off).build().unwrap();
+        let job = worker.start(Command::shell("sleep 1000 & echo $!; read line").stdin_piped()).unwrap();
+        turn_until(&mut worker, |worker, _| worker.query(job).unwrap().output.lines > 0);
+        drop(worker.take_stdin(job).unwrap());
+        let status = finish(&mut worker, job);
+        let child = String::from_utf8(output_of(&status)).unwrap().trim().parse().unwrap();
+        wait_until("the child is gone", || !process_runs(child));
+        assert!(status.usage.is_some() && !status.output.cut_off, "{status:?}");
     });
 }
