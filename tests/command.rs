@@ -70,7 +70,7 @@ fn field(status: &str, name: &str) -> String {
 }
 
 fn own_status() -> String {
-    fs::read_to_string("/proc/self/status").unwrap()
+    fs::read_to_string("/proc/thread-self/status").unwrap()
 }
 
 /// Makes an executable script. Another process does it: this one, whose threads fork, must not have it open for writing (ETXTBSY).

@@ -304,7 +304,7 @@ fn a_frozen_job_is_stopped_all_the_same() {
 #[test]
 fn a_host_that_ignores_sigchld_still_gets_the_right_code() {
     isolated_ignoring_sigchld("a_host_that_ignores_sigchld_still_gets_the_right_code", || {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
         let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim().to_owned();
         assert_ne!(u64::from_str_radix(&ignored, 16).unwrap() & (1 << 16), 0, "SIGCHLD is ignored here");
         a_stolen_status_is_right_or_unknown(|| {});
