@@ -62,6 +62,8 @@ impl Builder {
     /// The directory of the log files. Default: `/tmp`. It must exist.
     ///
     /// The worker keeps a lock in `.iron-exec-UID` below it as long as it lives, by which others can tell a live log from a left-over.
+    /// In a directory that others can write, somebody may take that name first: then [`build`](Self::build) says so ([`BuildError::Untrusted`]), and
+    /// a directory of the host's own is the answer.
     pub fn log_dir(mut self, directory: impl Into<PathBuf>) -> Self {
         self.settings.log_dir = directory.into();
         self

@@ -32,7 +32,8 @@ pub enum Capture {
     Merged,
     /// No log: the job writes to the host's own stdout and stderr.
     Inherit,
-    /// No log: the caller reads the pipes (see [`Worker::take_stdout`](crate::Worker::take_stdout)).
+    /// No log: the caller reads the pipes (see [`Worker::take_stdout`](crate::Worker::take_stdout)). A job whose pipes nobody reads waits once they
+    /// are full.
     Piped,
     /// No log: everything goes to `/dev/null`.
     Discard,
