@@ -90,9 +90,11 @@ fn everything_is_seen(builder: Builder, events: &mut Events, outer: impl FnOnce(
 
     // A timeout, and the end of a grace time: nothing happens but the clock.
     let slow = worker.start(Command::new("sleep").arg("1000").timeout(Duration::from_millis(30))).unwrap();
-    let stubborn = Command::shell("trap '' TERM; while :; do sleep 1000; done").timeout(Duration::from_millis(30));
-    let stubborn = worker.start(stubborn.timeout_signal(Signal::TERM, Duration::from_millis(30))).unwrap();
-    drive(&mut worker, outer, events, |_, seen| finished(seen) == 2);
+    drive(&mut worker, outer, events, |_, seen| finished(seen) == 1);
+    let stubborn = worker.start(Command::shell("trap '' TERM; echo ready; while :; do sleep 1000; done")).unwrap();
+    drive(&mut worker, outer, events, |worker, _| worker.query(stubborn).unwrap().output.lines > 0);
+    worker.stop_with(stubborn, Signal::TERM, Duration::from_millis(30)).unwrap();
+    drive(&mut worker, outer, events, |_, seen| finished(seen) == 1);
     assert_eq!(worker.query(slow).unwrap().signal(), Some(Signal::KILL));
     assert_eq!(worker.query(stubborn).unwrap().signal(), Some(Signal::KILL));
 

@@ -207,11 +207,12 @@ fn a_later_gentle_stop_does_not_put_off_a_kill_that_is_decided() {
     let host = Host::new();
     let mut worker = host.worker();
     let stubborn = Command::shell("trap '' TERM CONT; echo ready; while :; do sleep 0.02; done");
-    let job = worker.start(stubborn.timeout(Duration::from_millis(200)).timeout_signal(Signal::TERM, Duration::from_millis(200))).unwrap();
-    turn_until(&mut worker, |worker, _| worker.query(job).unwrap().state == JobState::Stopping);
+    let job = worker.start(stubborn).unwrap();
+    turn_until(&mut worker, |worker, _| worker.query(job).unwrap().output.lines > 0);
+    worker.stop_with(job, Signal::TERM, Duration::from_millis(200)).unwrap();
     worker.owned_by(iron_exec::OwnerId::default()).stop_with(job, Signal::CONT, Duration::from_hours(24)).unwrap();
     let status = finish(&mut worker, job);
-    assert_eq!((status.signal(), status.stop_reason), (Some(Signal::KILL), Some(StopReason::Timeout)));
+    assert_eq!((status.signal(), status.stop_reason), (Some(Signal::KILL), Some(StopReason::Requested)));
 }
 
 #[test]
