@@ -141,7 +141,8 @@ fn a_job_that_waits_for_its_tree_ends_with_the_last_of_it() {
         let status = worker.query(job).unwrap();
         assert_eq!((status.exit_code, output_of(&status)), (7, b"early\nlate\n".to_vec()), "{what}");
         assert!(events.contains(&Event::Exited { job, exit: Exit::Code(7) }), "{what}: {events:?}");
-        assert!(status.run_time < Duration::from_millis(300), "the run time is the main process's: {:?}", status.run_time);
+        let in_all = status.finished.unwrap().duration_since(status.started).unwrap();
+        assert!(status.run_time + Duration::from_millis(100) < in_all, "the run time is the main process's: {:?}", status.run_time);
     }
 }
 
