@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{self, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{DEADLINE, Host, cannot_run, finish, isolated, not_root, output_of, process_exists, turn_until};
+use common::{DEADLINE, Host, cannot_run, finish, isolated, not_root, output_of, process_runs, turn_until};
 use iron_exec::{Builder, Capture, CgroupBase, Command, EnvBase, Event, JobState, LogFormat, OutputStream, Resource};
 use iron_exec::{Rung, Signal, StartFailure, Status, Step, StopReason, StreamError, StreamSelect, Worker};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -854,15 +854,9 @@ fn a_timeout_kills_the_whole_tree() {
         assert_eq!((status.signal(), status.exit_code), (Some(Signal::KILL), -1));
         assert!(began.elapsed() >= Duration::from_millis(100));
         if let Some(grandchild) = grandchild {
-            common::wait_until("the grandchild is gone", || !is_alive(grandchild));
+            common::wait_until("the grandchild is gone", || !process_runs(grandchild));
         }
     });
-}
-
-/// Whether a process exists and is no zombie.
-fn is_alive(pid: i32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    process_exists(pid) && stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.starts_with(" Z"))
 }
 
 #[test]
