@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use common::{DEADLINE, Host, isolated, threads};
 use iron_exec::{Builder, Command, Event, Events, JobId, LogStream, Rung, Signal, Worker};
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
+use rustix::io::retry_on_intr;
 
 /// Something that waits until a descriptor is readable; `false` if it was not by the deadline.
 trait Outer {
@@ -21,7 +22,7 @@ struct PollLoop;
 impl Outer for PollLoop {
     fn wait(&mut self, worker: &Worker, timeout: Duration) -> bool {
         let timeout = Timespec::try_from(timeout).unwrap();
-        poll(&mut [PollFd::new(worker, PollFlags::IN)], Some(&timeout)).unwrap() > 0
+        retry_on_intr(|| poll(&mut [PollFd::new(worker, PollFlags::IN)], Some(&timeout))).unwrap() > 0
     }
 }
 
@@ -42,7 +43,7 @@ impl Outer for EdgeLoop {
     fn wait(&mut self, _: &Worker, timeout: Duration) -> bool {
         let timeout = Timespec::try_from(timeout).unwrap();
         let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 4];
-        epoll::wait(&self.epoll, &mut events[..], Some(&timeout)).unwrap() > 0
+        retry_on_intr(|| epoll::wait(&self.epoll, &mut events[..], Some(&timeout))).unwrap() > 0
     }
 }
 

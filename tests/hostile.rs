@@ -22,7 +22,8 @@ fn turn_for(worker: &mut Worker, time: Duration) {
 }
 
 fn is_readable(worker: &Worker) -> bool {
-    poll(&mut [PollFd::new(worker, PollFlags::IN)], Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() > 0
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::io::retry_on_intr(|| poll(&mut [PollFd::new(worker, PollFlags::IN)], Some(&now))).unwrap() > 0
 }
 
 #[test]
