@@ -97,7 +97,7 @@ fn read_all(mut pipe: PipeReader) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut buffer = [0; 4096];
     loop {
-        let ready = poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&timeout)).unwrap();
+        let ready = rustix::io::retry_on_intr(|| poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&timeout))).unwrap();
         assert_eq!(ready, 1, "the pipe's end did not come in time");
         match pipe.read(&mut buffer).unwrap() {
             0 => return bytes,

@@ -138,7 +138,7 @@ impl Running {
         let timeout = Timespec::try_from(left).expect("a sane time");
         let fds = [self.stdout.as_ref().map(AsFd::as_fd), self.stderr.as_ref().map(AsFd::as_fd)];
         let mut waited: Vec<PollFd<'_>> = fds.into_iter().flatten().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
-        let ready = poll(&mut waited, Some(&timeout)).expect("poll works");
+        let ready = rustix::io::retry_on_intr(|| poll(&mut waited, Some(&timeout))).expect("poll works");
         assert!(ready > 0, "the deadline has passed; stdout so far: {}", String::from_utf8_lossy(&self.seen));
         let mut is_ready = waited.iter().map(|fd| !fd.revents().is_empty()).collect::<Vec<_>>().into_iter();
         let mut buffer = [0; 16 << 10];
