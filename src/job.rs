@@ -541,7 +541,7 @@ impl Job {
             self.decide_start(lent);
             let _ = self.feed(input, lent);
         }
-        if self.life.exit().is_some() {
+        if self.life.exit().is_some() || self.is_finished() {
             self.reap_late(lent);
             return;
         }
@@ -725,7 +725,7 @@ impl Job {
     }
 
     fn reap_for_good(&mut self, lent: &Lent<'_>) {
-        if let Some(process) = &mut self.process {
+        if let Some(process) = self.process.as_mut().filter(|process| !process.is_reaped()) {
             let _ = process.reap();
         }
         self.drop_reaped_process(lent);
