@@ -9,6 +9,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::job::Host;
 use crate::kernel::cgroup::{CgroupTree, Discovery};
 use crate::kernel::log_dir::LogDir;
+use crate::kernel::spawner::Spawner;
 use crate::kernel::{process, stdio};
 use crate::lent::unix_millis;
 use crate::logic::ids::Ids;
@@ -81,9 +82,25 @@ impl Builder {
         self
     }
 
-    /// Starts every job on this rung of the spawn ladder. Default: the best that the machine has.
+    /// The best rung of the spawn ladder that starts may take; a start that would not be safe on it takes a lower one (see
+    /// [`Status::rung`](crate::Status::rung)). Default: the best that the machine has.
     pub fn rung(mut self, rung: Rung) -> Self {
         self.settings.rung = Some(rung);
+        self
+    }
+
+    /// The number of children that may be on their way to their programs at a time on the rungs `detached` and `vfork`, 1 to 4096; further starts wait.
+    /// A slot takes two file descriptors, and at most a 32nd of RLIMIT_NOFILE is spent on them. They are made with the worker: build it before the
+    /// host opens thousands of files, for what is open below them costs each child time. Default: 64.
+    pub fn spawn_slots_max(mut self, slots: usize) -> Self {
+        self.settings.spawn_slots_max = slots.clamp(1, 4096);
+        self
+    }
+
+    /// Whether this process is to stay dumpable (PR_SET_DUMPABLE): readable by its own user's debuggers, with a `/proc/self` that is its user's.
+    /// Starting a job under another user or group id ends that for good, unless this is set: then such jobs take the rung `fork-like`. Default: no.
+    pub fn keep_dumpable(mut self, keep: bool) -> Self {
+        self.settings.keep_dumpable = keep;
         self
     }
 
@@ -201,8 +218,10 @@ impl Builder {
         let null = stdio::open_null().map_err(|source| BuildError::Io { operation: "opening /dev/null", source })?;
         let mut ids = Ids::default();
         let log_dir = LogDir::open(&settings.log_dir, ids.next(unix_millis()))?;
-        let reactor = Reactor::new(settings, log_dir, cgroups)?;
-        Ok(Worker::assemble(reactor, Host { ids, rung, null: Arc::new(null), nofile }, capabilities))
+        let spawner = Spawner::new(rung, settings.keep_dumpable, settings.spawn_slots_max, capabilities.nofile);
+        let spawner = spawner.map_err(|source| BuildError::Io { operation: "making the spawn slots", source })?;
+        let reactor = Reactor::new(settings, spawner, log_dir, cgroups)?;
+        Ok(Worker::assemble(reactor, Host { ids, null: Arc::new(null), nofile }, capabilities))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Floor 4: one job put together: its process, outputs, log and cgroup, driven by its [`Lifecycle`].
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -10,20 +10,23 @@ use crate::kernel::cgroup::{CgroupTree, JobCgroup};
 use crate::kernel::log_dir::LogDir;
 use crate::kernel::log_file::LogFile;
 use crate::kernel::process::{Launch, Outcome, Process};
+use crate::kernel::spawner::Slot;
 use crate::kernel::stdio::Stdio;
 use crate::kernel::stream::LogStream;
 use crate::kernel::watcher::Watch;
 use crate::lent::{Alarm, Lent, OutputIndex, Queues, unix_millis};
 use crate::logic::deadlines::Deadline;
 use crate::logic::ids::Ids;
+use crate::logic::ladder::Ask;
 use crate::logic::lifecycle::{Action, Input, Lifecycle, Timer};
 use crate::logic::names;
 use crate::logic::token::{Key, Source};
-use crate::model::capabilities::Rung;
+use crate::model::capabilities::{Rung, RungReason};
 use crate::model::command::{Command, TreePolicy};
 use crate::model::error::{JobError, StartFailure, Step, StreamError, errno};
 use crate::model::event::Event;
 use crate::model::id::{JobId, OwnerId};
+use crate::model::limits::Limits;
 use crate::model::output::{OutputStream, StreamSelect};
 use crate::model::signal::Signal;
 use crate::model::status::{Exit, ResourceUsage, Status, StopReason};
@@ -31,6 +34,13 @@ use crate::outputs::{Outputs, Readiness};
 
 /// When to look again at a cgroup that was not empty although its job had ended, before its notice is waited for: those come up to 10 ms late.
 const TREE_LOOKS: [Duration; 2] = [Duration::from_micros(200), Duration::from_millis(2)];
+
+/// How long a start waits for a spawn slot before it takes a rung that needs none: children that cannot come off (a hung file system, a frozen cgroup)
+/// are not to hold up the others.
+const SLOT_WAIT_MAX: Duration = Duration::from_millis(100);
+
+/// A child that seemed to have executed its program, and dies of a signal this soon after, is looked at more closely: it may not have.
+const DOUBT_TIME: Duration = Duration::from_secs(1);
 
 /// How long a start that failed in the host, after the child was made, may wait for that to be gone.
 const UNDO_TIME_MAX: Duration = Duration::from_secs(1);
@@ -43,8 +53,6 @@ const TREE_LOOK_EVERY: Duration = Duration::from_millis(10);
 pub(crate) struct Host {
     /// Where the ids of jobs come from.
     pub(crate) ids: Ids,
-    /// The rung that jobs are started on.
-    pub(crate) rung: Rung,
     /// `/dev/null`.
     pub(crate) null: Arc<OwnedFd>,
     /// The limit of open files, soft and hard, that jobs get because the host's own was raised.
@@ -73,8 +81,9 @@ pub(crate) struct Job {
     name: Box<str>,
     pid: i32,
     rung: Rung,
+    rung_reason: RungReason,
     life: Lifecycle,
-    launch: Option<Box<Launch>>,
+    unspawned: Option<Box<Unspawned>>,
     process: Option<Process>,
     report_registered: bool,
     to_stdin: Option<OwnedFd>,
@@ -87,6 +96,8 @@ pub(crate) struct Job {
     deadlines: Deadlines,
     started: SystemTime,
     started_at: Instant,
+    /// When the program was seen to have been executed.
+    executed_at: Option<Instant>,
     exited_at: Option<Instant>,
     finished: Option<SystemTime>,
     usage: Option<Box<ResourceUsage>>,
@@ -108,6 +119,7 @@ struct Deadlines {
     drain_total: Deadline,
     tree: Deadline,
     reap: Deadline,
+    slot: Deadline,
 }
 
 impl Deadlines {
@@ -121,12 +133,21 @@ impl Deadlines {
     }
 }
 
+/// A job that has no process yet: what that is to be made of.
+#[derive(Debug)]
+struct Unspawned {
+    launch: Launch,
+    stdio: Stdio,
+    /// Whether it has waited for a slot for long enough.
+    is_overdue: bool,
+    is_queued: bool,
+}
+
 /// The parts of a start that exist already; each is undone when a later one fails.
 struct Undo<'a, 'b> {
     lent: &'a mut Lent<'b>,
     log: Option<LogFile>,
     cgroup: Option<JobCgroup>,
-    process: Option<Process>,
     registered: Vec<i32>,
 }
 
@@ -135,20 +156,7 @@ impl Drop for Undo<'_, '_> {
         for fd in &self.registered {
             self.lent.deregister_number(*fd);
         }
-        let (cgroup, tree) = (self.cgroup.take(), self.lent.cgroups.as_mut());
-        if let Some(mut process) = self.process.take() {
-            // Its program may run already, and have children. Not blocked for long on one that cannot die at once.
-            let _ = process.signal(Signal::KILL);
-            let _ = wait_readable(process.pidfd(), UNDO_TIME_MAX);
-            if let (Some(cgroup), Some(tree)) = (&cgroup, tree) {
-                let _ = tree.kill(cgroup);
-                let _ = tree.wait_empty(cgroup, UNDO_TIME_MAX);
-            } else {
-                let _ = process.signal_group(Signal::KILL);
-            }
-            let _ = process.reap();
-        }
-        if let (Some(cgroup), Some(tree)) = (cgroup, self.lent.cgroups.as_ref()) {
+        if let (Some(cgroup), Some(tree)) = (self.cgroup.take(), self.lent.cgroups.as_ref()) {
             let _ = tree.remove(&cgroup);
         }
         if let Some(mut log) = self.log.take() {
@@ -158,14 +166,14 @@ impl Drop for Undo<'_, '_> {
 }
 
 impl Job {
-    /// Starts a job that will be at `key` in the table: log, pipes, cgroup, exec image, process, in this order.
-    pub(crate) fn start(command: &Command, owner: OwnerId, key: Key, host: &mut Host, lent: &mut Lent<'_>) -> Result<Self, StartFailure> {
-        let (id, rung) = (JobId::from(host.ids.next(unix_millis())), host.rung);
+    /// Makes a job that will be at `key` in the table, with everything but its process: log, pipes, cgroup, exec image, in this order.
+    pub(crate) fn prepare(command: &Command, owner: OwnerId, key: Key, host: &mut Host, lent: &mut Lent<'_>) -> Result<Self, StartFailure> {
+        let id = JobId::from(host.ids.next(unix_millis()));
         let name = names::safe_name(command.name.as_ref().map_or(command.program.as_os_str(), |name| name.as_ref()));
         let entry = names::entry_name(&name, id);
         let settings = lent.settings;
         let (started, started_at) = (SystemTime::now(), lent.now);
-        let mut undo = Undo { lent, log: None, cgroup: None, process: None, registered: Vec::new() };
+        let mut undo = Undo { lent, log: None, cgroup: None, registered: Vec::new() };
 
         let format = command.log_format.unwrap_or(settings.log_format);
         if command.capture.is_logged() {
@@ -177,8 +185,8 @@ impl Job {
                 undo.lent.log_dir.mark(fd, log.name(), format).map_err(failed)?;
             }
         }
-        let mut stdio =
-            Stdio::new(&command.stdin, command.capture, &host.null).map_err(|error| StartFailure::new(Step::Pipe, None, &error))?;
+        let mut stdio = Stdio::new(&command.stdin, command.capture, &host.null, undo.lent.spawner.low_fds())
+            .map_err(|error| StartFailure::new(Step::Pipe, None, &error))?;
         if let Some(uid) = command.uid {
             stdio.give_to(uid, command.gid);
         }
@@ -186,32 +194,16 @@ impl Job {
             let path = tree.path_named(&entry);
             undo.cgroup = Some(tree.make(&entry).map_err(|error| StartFailure::new(Step::Cgroup, Some(&path), &error))?);
         }
-        let launch = Launch::new(command, settings.env_base)?;
-
-        let cgroup_path = cgroup_path(undo.lent.cgroups.as_ref(), undo.cgroup.as_ref());
-        let place = match (undo.lent.cgroups.as_ref(), undo.cgroup.as_ref()) {
-            (Some(tree), Some(cgroup)) => {
-                let opened = match rung {
-                    Rung::ForkLike => tree.open_directory(cgroup),
-                    Rung::Fork => tree.open_procs(cgroup),
-                };
-                Some(opened.map_err(|error| StartFailure::new(Step::Cgroup, cgroup_path.as_deref(), &error))?)
-            }
-            _ => None,
-        };
-        let place = place.as_ref().zip(cgroup_path.as_deref()).map(|(fd, path)| (fd.as_fd(), path));
-        undo.process = Some(launch.spawn(command, rung, stdio.child_ends(), place, host.nofile)?);
+        set_limits(&command.limits, undo.lent.cgroups.as_ref(), undo.cgroup.as_ref())?;
+        let launch = Launch::new(command, settings.env_base, host.nofile)?;
 
         let captured = command.capture.is_logged();
-        let mut watched = Vec::with_capacity(3);
         if captured {
             let sources = [Source::Stdout, Source::Stderr];
-            watched.extend(stdio.from.iter().zip(sources).filter_map(|(fd, source)| Some((fd.as_ref()?.as_raw_fd(), source))));
-        }
-        watched.extend(undo.process.as_ref().map(|process| (process.pidfd().as_raw_fd(), Source::Pidfd)));
-        for (fd, source) in watched {
-            undo.lent.register(fd, key, source).map_err(|error| StartFailure::new(Step::Watch, None, &error))?;
-            undo.registered.push(fd);
+            for (fd, source) in stdio.from.iter().zip(sources).filter_map(|(fd, source)| Some((fd.as_ref()?.as_raw_fd(), source))) {
+                undo.lent.register(fd, key, source).map_err(|error| StartFailure::new(Step::Watch, None, &error))?;
+                undo.registered.push(fd);
+            }
         }
 
         // Everything exists: from here on the job owns it.
@@ -219,20 +211,21 @@ impl Job {
         let from = std::mem::take(&mut stdio.from);
         let (pipes, piped) = if captured { (from, [None, None]) } else { ([None, None], from) };
         let log = undo.log.take().map(|file| (file, format));
-        let (process, cgroup) = (undo.process.take(), undo.cgroup.take());
+        let cgroup = undo.cgroup.take();
         drop(undo);
         let mut job = Self {
             id,
             owner,
             key,
             name: name.into(),
-            pid: process.as_ref().map_or(0, Process::pid),
-            rung,
+            pid: 0,
+            rung: lent.spawner.best,
+            rung_reason: RungReason::default(),
             life: Lifecycle::new(command.tree, captured, command.timeout_signal),
-            launch: Some(Box::new(launch)),
-            process,
+            process: None,
             report_registered: false,
             to_stdin: stdio.to_stdin.take(),
+            unspawned: Some(Box::new(Unspawned { launch, stdio, is_overdue: false, is_queued: false })),
             piped,
             outputs: Outputs::new(key, pipes, log, settings.line_bytes_max),
             had_cgroup: cgroup.is_some(),
@@ -242,6 +235,7 @@ impl Job {
             deadlines: Deadlines::default(),
             started,
             started_at,
+            executed_at: None,
             exited_at: None,
             finished: None,
             usage: None,
@@ -264,18 +258,122 @@ impl Job {
         Ok(job)
     }
 
+    /// Makes the process, on the rung that is safe for it, unless that needs a spawn slot and none is free: then the job waits for one. A failure
+    /// ends the job.
+    pub(crate) fn spawn_or_wait(&mut self, lent: &mut Lent<'_>) {
+        let Some(mut unspawned) = self.unspawned.take() else { return };
+        let (mut rung, mut reason) = self.choose_rung(unspawned.launch.ask(), lent);
+        let mut slot = None;
+        if rung.shares_memory() {
+            // Those that wait come first.
+            let is_my_turn = unspawned.is_queued || lent.queues.waiting_for_slot.is_empty();
+            slot = if is_my_turn { lent.spawner.take_slot() } else { None };
+            if slot.is_none() && unspawned.is_overdue {
+                (rung, reason) = (Rung::ForkLike, RungReason::SlotsBusy);
+            } else if slot.is_none() {
+                if !std::mem::replace(&mut unspawned.is_queued, true) {
+                    lent.queues.waiting_for_slot.push_back(self.key);
+                    lent.deadlines.arm(&mut self.deadlines.slot, lent.now + SLOT_WAIT_MAX, (self.key, Alarm::Slot));
+                }
+                self.unspawned = Some(unspawned);
+                return;
+            }
+        }
+        lent.deadlines.remove(&mut self.deadlines.slot, (self.key, Alarm::Slot));
+        (self.rung, self.rung_reason) = (rung, reason);
+        let spawned = self.spawn(*unspawned, &mut slot, lent);
+        if let Some(slot) = slot {
+            lent.spawner.return_slot(slot);
+        }
+        match spawned {
+            Ok(process) => {
+                self.pid = process.pid();
+                if process.is_to_be_looked_at() {
+                    lent.queues.in_flight.push(self.key);
+                    lent.queues.look_soon = true;
+                }
+                self.process = Some(process);
+            }
+            Err(failure) => self.fail_without_process(failure, lent),
+        }
+    }
+
+    fn choose_rung(&self, ask: &Ask, lent: &mut Lent<'_>) -> (Rung, RungReason) {
+        let (memory_max_above, oom_group_above) = match lent.cgroups.as_mut().filter(|_| lent.spawner.best.shares_memory()) {
+            Some(tree) => tree.memory_above(),
+            None => (false, false),
+        };
+        let is_frozen = || match (lent.cgroups.as_ref(), self.cgroup.as_ref()) {
+            (Some(tree), Some(cgroup)) => tree.is_frozen(cgroup),
+            _ => false,
+        };
+        lent.spawner.choose(ask, memory_max_above, oom_group_above, is_frozen)
+    }
+
+    fn spawn(&self, unspawned: Unspawned, slot: &mut Option<Slot>, lent: &mut Lent<'_>) -> Result<Process, StartFailure> {
+        let path = cgroup_path(lent.cgroups.as_ref(), self.cgroup.as_ref());
+        let place = match (lent.cgroups.as_ref(), self.cgroup.as_ref()) {
+            (Some(tree), Some(cgroup)) => {
+                let opened = if self.rung == Rung::Fork { tree.open_procs(cgroup) } else { tree.open_directory(cgroup) };
+                Some(opened.map_err(|error| StartFailure::new(Step::Cgroup, path.as_deref(), &error))?)
+            }
+            _ => None,
+        };
+        let place = place.as_ref().zip(path.as_deref()).map(|(fd, path)| (fd.as_fd(), path));
+        let Unspawned { launch, stdio, .. } = unspawned;
+        let mut process = launch.spawn(self.rung, stdio.child_ends(), place, slot)?;
+        // From here on the child alone holds its ends of the pipes.
+        drop(stdio);
+        if let Err(error) = lent.register(process.pidfd().as_raw_fd(), self.key, Source::Pidfd) {
+            self.undo_process(&mut process, lent);
+            return Err(StartFailure::new(Step::Watch, None, &error));
+        }
+        Ok(process)
+    }
+
+    /// Kills a process that the loop cannot watch, and waits for its end, though not for long.
+    fn undo_process(&self, process: &mut Process, lent: &mut Lent<'_>) {
+        // Its program may run already, and have children.
+        let _ = process.signal(Signal::KILL);
+        let _ = process.wait_dead(UNDO_TIME_MAX);
+        if let (Some(cgroup), Some(tree)) = (&self.cgroup, lent.cgroups.as_mut()) {
+            let _ = tree.kill(cgroup);
+            let _ = tree.wait_empty(cgroup, UNDO_TIME_MAX);
+        } else {
+            let _ = process.signal_group(Signal::KILL);
+        }
+        let _ = process.reap();
+        if let Some(start) = process.take_start() {
+            lent.spawner.end(start);
+        }
+    }
+
+    /// There is no process, and there will be none.
+    fn fail_without_process(&mut self, failure: StartFailure, lent: &mut Lent<'_>) {
+        self.unspawned = None;
+        self.failure = Some(Box::new(failure));
+        let _ = self.feed(Input::NotSpawned, lent);
+    }
+
+    /// Why the start failed, if it did.
+    pub(crate) fn failure(&self) -> Option<&StartFailure> {
+        self.failure.as_deref()
+    }
+
+    /// Whether the job waits for a spawn slot.
+    pub(crate) fn is_waiting_for_slot(&self) -> bool {
+        self.unspawned.is_some()
+    }
+
     /// Waits up to `timeout` for the program to be executed.
     pub(crate) fn confirm(&mut self, timeout: Duration, lent: &mut Lent<'_>) -> Option<StartFailure> {
         self.confirmed = true;
-        if let Some(link) = self.process.as_ref().and_then(Process::report) {
-            // A failing wait is one that confirms nothing: the loop will.
-            let _ = wait_readable(link, timeout);
-        }
+        self.wait_for_start(timeout);
         self.on_report(lent);
         if self.failure.is_some() {
             // The child is on its last instruction; one that is held there (stopped, frozen) is left to the loop.
             if let Some(process) = &self.process {
-                let _ = wait_readable(process.pidfd(), timeout.max(Duration::from_millis(100)));
+                process.wait_dead(timeout.max(Duration::from_millis(100)));
             }
             self.on_pidfd(lent);
         }
@@ -283,13 +381,39 @@ impl Job {
         self.failure.as_deref().cloned()
     }
 
+    /// Waits up to `timeout` for the start to be decided, without taking note of it.
+    pub(crate) fn wait_for_start(&self, timeout: Duration) {
+        if let Some(process) = &self.process {
+            process.wait_for_start(timeout);
+        }
+    }
+
     /// Lets the loop wait for the program to be executed.
     pub(crate) fn watch_start(&mut self, lent: &mut Lent<'_>) -> io::Result<()> {
-        if let Some(link) = self.process.as_ref().and_then(Process::report) {
+        if let Some(link) = self.process.as_ref().and_then(Process::link) {
             lent.register(link.as_raw_fd(), self.key, Source::Report)?;
             self.report_registered = true;
         }
         Ok(())
+    }
+
+    /// Looks whether the child is off its slot; whether it has to be looked at again.
+    pub(crate) fn on_look(&mut self, lent: &mut Lent<'_>) -> bool {
+        self.on_report(lent);
+        self.process.as_ref().is_some_and(Process::is_to_be_looked_at)
+    }
+
+    /// A slot may be free for the job, or it has waited for long enough.
+    pub(crate) fn on_slot(&mut self, is_overdue: bool, lent: &mut Lent<'_>) {
+        let Some(unspawned) = &mut self.unspawned else { return };
+        unspawned.is_overdue |= is_overdue;
+        self.spawn_or_wait(lent);
+        if let Err(error) = self.watch_start(lent) {
+            // Without the link its end is all that will tell of the start.
+            self.failure = Some(Box::new(StartFailure::new(Step::Watch, None, &error)));
+            let _ = self.process.as_ref().map(|process| process.signal(Signal::KILL));
+            let _ = self.feed(Input::StartFailed, lent);
+        }
     }
 
     /// One of the job's descriptors is ready.
@@ -314,6 +438,11 @@ impl Job {
             Alarm::Flush(index) => {
                 let read = self.outputs.flush_line(index, lent);
                 self.after_read(read, lent);
+            }
+            Alarm::Slot => {
+                if lent.deadlines.settle(&mut self.deadlines.slot, lent.now, key) {
+                    self.on_slot(true, lent);
+                }
             }
             Alarm::Reap => {
                 if lent.deadlines.settle(&mut self.deadlines.reap, lent.now, key) {
@@ -369,6 +498,7 @@ impl Job {
                 Some(errno::ESRCH) => JobError::Ended { job: self.id },
                 _ => JobError::Io { job: self.id, operation: "signalling the main process", source },
             }),
+            None if self.is_waiting_for_slot() => Err(JobError::NotStarted { job: self.id }),
             _ => Err(JobError::Ended { job: self.id }),
         }
     }
@@ -415,6 +545,7 @@ impl Job {
             cgroup: cgroups.filter(|_| self.had_cgroup).map(|tree| tree.path_named(&entry())),
             cgroup_left: self.life.tree_is_left() && self.cgroup.is_some(),
             rung: self.rung,
+            rung_reason: self.rung_reason,
         }
     }
 
@@ -501,9 +632,9 @@ impl Job {
     }
 
     fn read_report(&mut self, lent: &Lent<'_>) -> Option<Input> {
-        let (launch, process) = (self.launch.as_ref()?, self.process.as_ref()?);
+        let process = self.process.as_ref()?;
         let path = cgroup_path(lent.cgroups.as_ref(), self.cgroup.as_ref());
-        match launch.outcome(process, path.as_deref()) {
+        match process.outcome(path.as_deref()) {
             Outcome::Pending => None,
             Outcome::Executed => Some(Input::Executed),
             Outcome::Failed(failure) => {
@@ -515,16 +646,18 @@ impl Job {
         }
     }
 
-    /// The start is decided: its link and image go.
-    fn decide_start(&mut self, lent: &Lent<'_>) {
-        self.launch = None;
+    /// The start is decided: its link and image go, its slot is free.
+    fn decide_start(&mut self, lent: &mut Lent<'_>) {
         if let Some(process) = &mut self.process {
-            if let Some(link) = process.report()
+            if let Some(link) = process.link()
                 && self.report_registered
             {
                 lent.deregister(link);
             }
-            process.close_report();
+            if let Some(start) = process.take_start() {
+                self.executed_at = Some(lent.now);
+                lent.spawner.end(start);
+            }
         }
         self.report_registered = false;
     }
@@ -545,6 +678,7 @@ impl Job {
             self.reap_late(lent);
             return;
         }
+        self.doubt_start(lent);
         let Some(process) = &mut self.process else { return };
         // Without a cgroup the group is killed while its leader is a zombie; then its id cannot be somebody else's.
         let ended = if self.had_cgroup || self.failure.is_some() { process.reap() } else { process.peek() };
@@ -554,11 +688,26 @@ impl Job {
                 self.exited(exit, lent);
             }
             // Dead, but not for us to see: a process that traces it comes first, and may take its time.
-            Ok(None) if wait_readable(process.pidfd(), Duration::ZERO).is_ok_and(|dead| dead) && !self.deadlines.reap.is_armed() => {
+            Ok(None) if process.wait_dead(Duration::ZERO) && !self.deadlines.reap.is_armed() => {
                 let due = lent.now + lent.settings.drain_total_max;
                 lent.deadlines.arm(&mut self.deadlines.reap, due, (self.key, Alarm::Reap));
             }
             Ok(None) | Err(_) => {}
+        }
+    }
+
+    /// A child that is killed on its way closes its link, and leaves its slot, as one does that executes its program; only then is it seen to be dead.
+    /// A look at the zombie tells the two apart. (One that the kernel kills past the point of no return, in the midst of the exec, cannot be told
+    /// from a program that dies at its first instruction.)
+    fn doubt_start(&mut self, lent: &mut Lent<'_>) {
+        let is_doubtful = self.executed_at.is_some_and(|at| lent.now.saturating_duration_since(at) < DOUBT_TIME);
+        if self.failure.is_some() || self.life.stop_reason().is_some() || !is_doubtful {
+            return;
+        }
+        if let Some(signal) = self.process.as_mut().and_then(Process::killed_before_exec) {
+            self.failure = Some(Box::new(StartFailure::killed(signal)));
+            self.notices &= !(Notice::Started as u8);
+            let _ = self.feed(Input::StartFailed, lent);
         }
     }
 
@@ -618,6 +767,11 @@ impl Job {
 
     fn apply(&mut self, action: Action, lent: &mut Lent<'_>) -> io::Result<Option<Input>> {
         match action {
+            // There is nobody to kill yet, and there will not be.
+            Action::SignalGroup(_) | Action::KillTree if self.unspawned.take().is_some() => {
+                self.failure = Some(Box::new(StartFailure::cancelled()));
+                return Ok(Some(Input::NotSpawned));
+            }
             Action::SignalGroup(signal) => self.process.as_ref().map_or(Ok(()), |process| process.signal_group(signal))?,
             Action::KillTree => self.kill_tree(lent)?,
             Action::EndTree { kill } => return Ok(Some(self.end_tree(kill, lent))),
@@ -771,6 +925,7 @@ impl Job {
         for timer in [Timer::Timeout, Timer::Grace, Timer::DrainIdle, Timer::DrainTotal] {
             lent.deadlines.remove(self.deadlines.of(timer), (self.key, Alarm::Life(timer)));
         }
+        lent.deadlines.remove(&mut self.deadlines.slot, (self.key, Alarm::Slot));
         if self.cgroup.is_none() {
             lent.deadlines.remove(&mut self.deadlines.tree, (self.key, Alarm::Tree));
         }
@@ -791,22 +946,18 @@ impl Job {
     }
 }
 
-fn cgroup_path(tree: Option<&CgroupTree>, cgroup: Option<&JobCgroup>) -> Option<PathBuf> {
-    Some(tree?.path_of(cgroup?))
+/// Writes the limits of a job that has no process yet.
+fn set_limits(limits: &Limits, tree: Option<&CgroupTree>, cgroup: Option<&JobCgroup>) -> Result<(), StartFailure> {
+    let Some(memory_max) = limits.memory_max else { return Ok(()) };
+    let no_cgroup = || StartFailure::new(Step::Limit, None, &io::Error::from_raw_os_error(errno::EOPNOTSUPP));
+    let (tree, cgroup) = tree.zip(cgroup).ok_or_else(no_cgroup)?;
+    let file = "memory.max";
+    let failed = |error| StartFailure::new(Step::Limit, Some(&tree.path_of(cgroup).join(file)), &error);
+    tree.set_limit(cgroup, file, &memory_max.to_string()).map_err(failed)
 }
 
-fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let deadline = Instant::now().checked_add(timeout);
-    loop {
-        let left = deadline.map_or(timeout, |deadline| deadline.saturating_duration_since(Instant::now()));
-        let left = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: i64::from(i32::MAX), tv_nsec: 0 });
-        match poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&left)) {
-            Ok(ready) => return Ok(ready > 0),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
+fn cgroup_path(tree: Option<&CgroupTree>, cgroup: Option<&JobCgroup>) -> Option<PathBuf> {
+    Some(tree?.path_of(cgroup?))
 }
 
 #[cfg(test)]

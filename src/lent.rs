@@ -11,6 +11,7 @@ use mio::{Interest, Registry, Token};
 
 use crate::kernel::cgroup::CgroupTree;
 use crate::kernel::log_dir::LogDir;
+use crate::kernel::spawner::Spawner;
 use crate::kernel::watcher::Watcher;
 use crate::logic::cri::{self, Stamp};
 use crate::logic::deadlines::DeadlineQueue;
@@ -30,6 +31,8 @@ pub(crate) enum Alarm {
     Tree,
     /// A process that is dead, but not for us to reap, was waited for long enough.
     Reap,
+    /// A spawn slot was waited for long enough.
+    Slot,
 }
 
 /// Which of a job's outputs: 0 is stdout or both, 1 is stderr.
@@ -40,6 +43,7 @@ pub(crate) struct Lent<'a> {
     pub(crate) registry: &'a Registry,
     pub(crate) deadlines: &'a mut DeadlineQueue<(Key, Alarm)>,
     pub(crate) watcher: &'a mut Watcher,
+    pub(crate) spawner: &'a mut Spawner,
     pub(crate) cgroups: &'a mut Option<CgroupTree>,
     pub(crate) log_dir: &'a mut LogDir,
     /// What every job reads into.
@@ -108,6 +112,12 @@ impl Records {
 pub(crate) struct Queues {
     /// Jobs that spent their budget with output left to read.
     pub(crate) ready: VecDeque<Key>,
+    /// Jobs whose child is on a spawn slot: only a look tells when it is off.
+    pub(crate) in_flight: Vec<Key>,
+    /// Jobs that wait for a spawn slot, longest first.
+    pub(crate) waiting_for_slot: VecDeque<Key>,
+    /// Whether a child has taken a slot since the loop last saw to the time of the next look.
+    pub(crate) look_soon: bool,
     /// Jobs with something to tell.
     pub(crate) reports: VecDeque<Key>,
     /// Tasks to wake once dispatch is over.

@@ -55,6 +55,7 @@
 #![forbid(unsafe_code)]
 
 mod builder;
+pub mod guide;
 mod job;
 mod kernel;
 mod lent;
@@ -69,11 +70,12 @@ mod worker;
 pub use builder::Builder;
 pub use kernel::stream::LogStream;
 pub use log_reader::LogReader;
-pub use model::capabilities::{Capabilities, CgroupReport, Rung, RungReport};
+pub use model::capabilities::{Capabilities, CgroupReport, Rung, RungReason, RungReport};
 pub use model::command::{Command, TreePolicy};
 pub use model::error::{BuildError, CommandError, JobError, RunError, StartError, StartFailure, Step, StreamError, TurnError};
 pub use model::event::{Event, Events};
 pub use model::id::{JobId, OwnerId};
+pub use model::limits::Limits;
 pub use model::output::{Capture, LogFormat, OutputStream, Record, StreamSelect, Timestamp};
 pub use model::resource::Resource;
 pub use model::settings::{CgroupBase, EnvBase};

@@ -11,6 +11,7 @@ use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, 
 use crate::job::Job;
 use crate::kernel::cgroup::CgroupTree;
 use crate::kernel::log_dir::LogDir;
+use crate::kernel::spawner::Spawner;
 use crate::kernel::watcher::Watcher;
 use crate::lent::{Alarm, Lent, Queues, Records};
 use crate::logic::deadlines::DeadlineQueue;
@@ -29,6 +30,12 @@ const READ_BUFFER_BYTES: usize = 256 << 10;
 /// Logs that have ended and still stand in the list of open ones, above as many as are open, before that is cleared of them.
 const ENDED_LOGS_LISTED_MAX: usize = 64;
 
+/// When to look at a child that has taken a spawn slot: most are off by then.
+const LOOK_AFTER_MIN: Duration = Duration::from_micros(250);
+
+/// How often, at least, to look at one that stays on it.
+const LOOK_AFTER_MAX: Duration = Duration::from_millis(64);
+
 /// The loop: one epoll instance with every pipe and pidfd in it, one inotify, one timerfd, one waker.
 #[derive(Debug)]
 pub(crate) struct Reactor {
@@ -41,7 +48,10 @@ pub(crate) struct Reactor {
     /// When the timerfd goes off.
     timer_at: Option<Instant>,
     deadlines: DeadlineQueue<(Key, Alarm)>,
+    /// When to look again at the children on spawn slots, and how long the look after that is off.
+    next_look: Option<(Instant, Duration)>,
     watcher: Watcher,
+    pub(crate) spawner: Spawner,
     read_buffer: Box<[u8]>,
     records: Records,
     pub(crate) queues: Queues,
@@ -54,7 +64,7 @@ pub(crate) struct Reactor {
 }
 
 impl Reactor {
-    pub(crate) fn new(settings: Settings, log_dir: LogDir, cgroups: Option<CgroupTree>) -> Result<Self, BuildError> {
+    pub(crate) fn new(settings: Settings, spawner: Spawner, log_dir: LogDir, cgroups: Option<CgroupTree>) -> Result<Self, BuildError> {
         let failed = |operation| move |source| BuildError::Io { operation, source };
         let poll = Poll::new().map_err(failed("making the epoll instance"))?;
         let waker = mio::Waker::new(poll.registry(), Token(Target::Waker.pack())).map_err(failed("making the waker"))?;
@@ -73,7 +83,9 @@ impl Reactor {
             timer,
             timer_at: None,
             deadlines: DeadlineQueue::new(),
+            next_look: None,
             watcher,
+            spawner,
             read_buffer: vec![0; READ_BUFFER_BYTES.min(settings.read_budget_bytes)].into(),
             records: Records::default(),
             queues: Queues::default(),
@@ -91,6 +103,7 @@ impl Reactor {
             registry: self.poll.registry(),
             deadlines: &mut self.deadlines,
             watcher: &mut self.watcher,
+            spawner: &mut self.spawner,
             cgroups: &mut self.cgroups,
             log_dir: &mut self.log_dir,
             read_buffer: &mut self.read_buffer,
@@ -124,6 +137,7 @@ impl Reactor {
             }
             timeout = Some(Duration::ZERO);
         }
+        self.look_at_starts(table);
         self.go_on_reading(table, carried_on);
         self.let_deadlines_pass(table);
         self.close_idle_logs(table);
@@ -146,7 +160,8 @@ impl Reactor {
         if !self.queues.ready.is_empty() {
             self.wake()?;
         }
-        match self.deadlines.next() {
+        let look = self.time_of_look();
+        match self.deadlines.next().into_iter().chain(look).min() {
             Some(next) if self.timer_at.is_none_or(|at| next < at) => self.set_timer(next),
             _ => Ok(()),
         }
@@ -161,6 +176,51 @@ impl Reactor {
             }
             Err(error) => Err(TurnError::new("waiting for events")(error)),
         }
+    }
+
+    /// Looks at the children on spawn slots, and gives the slots that have come free to those who wait.
+    pub(crate) fn look_at_starts(&mut self, table: &mut Table) {
+        let mut index = 0;
+        while let Some(&key) = self.queues.in_flight.get(index) {
+            let lent = &mut self.lend();
+            if table.get_mut(key).is_some_and(|job| job.on_look(lent)) {
+                index += 1;
+            } else {
+                self.queues.in_flight.swap_remove(index);
+            }
+        }
+        while self.spawner.has_slot()
+            && let Some(key) = self.queues.waiting_for_slot.pop_front()
+        {
+            self.with_job(table, key, |job, lent| job.on_slot(false, lent));
+        }
+    }
+
+    /// Waits up to `timeout` for one of the children on spawn slots to come off, and looks.
+    pub(crate) fn wait_for_slot(&mut self, table: &mut Table, timeout: Duration) {
+        if let Some(job) = self.queues.in_flight.first().and_then(|key| table.get(*key)) {
+            job.wait_for_start(timeout);
+        }
+        self.look_at_starts(table);
+    }
+
+    /// When to look next at the children on spawn slots: soon after one has taken its slot, then less and less often. None of them, no look.
+    fn time_of_look(&mut self) -> Option<Instant> {
+        let is_soon = std::mem::take(&mut self.queues.look_soon);
+        if self.queues.in_flight.is_empty() {
+            self.next_look = None;
+            return None;
+        }
+        let now = Instant::now();
+        let first = (now + LOOK_AFTER_MIN, 2 * LOOK_AFTER_MIN);
+        let next = match self.next_look {
+            None => first,
+            Some((at, after)) if at <= now => (now + after, LOOK_AFTER_MAX.min(2 * after)),
+            Some((at, _)) if is_soon && first.0 < at => first,
+            Some(next) => next,
+        };
+        self.next_look = Some(next);
+        Some(next.0)
     }
 
     /// Handles one batch; returns how many events were more than the waker's.

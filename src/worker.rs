@@ -20,6 +20,9 @@ use crate::model::status::{Status, StopReason};
 use crate::reactor::Reactor;
 use crate::table::Table;
 
+/// How often, at least, a confirming start that waits for a spawn slot looks at all of them.
+const SLOT_LOOK_EVERY: Duration = Duration::from_millis(1);
+
 /// What everything that runs jobs can do: a [`Worker`], and the view of one owner on it.
 pub trait ProcessRunner {
     /// Starts a job.
@@ -268,35 +271,55 @@ impl Worker {
         if self.unfinished_jobs() >= jobs_max {
             return Err(StartError::TooManyJobs { jobs_max });
         }
-        let (key, job) = match self.make_job(command, owner) {
-            Err(failure) if self.is_clone3_refused(&failure) => self.make_job(command, owner)?,
-            made => made?,
+        let started = match self.try_start(command, owner) {
+            Err(failure) if self.is_clone3_refused(&failure) => self.try_start(command, owner),
+            started => started,
         };
-        let id = job.id;
-        self.table.insert(key, job);
-        let started = self.see_started(key, command.confirm.unwrap_or(self.reactor.settings.confirm));
-        if let Err(failure) = started {
-            self.discard(id);
-            // What is left of it, if anything is, is the loop's.
-            let _ = self.reactor.arm();
-            return Err(failure.into());
-        }
         // If arming fails, so does the next turn, which says so.
         let _ = self.reactor.arm();
         let _ = self.reactor.announce_reports();
-        Ok(id)
+        Ok(started?)
     }
 
-    fn make_job(&mut self, command: &Command, owner: OwnerId) -> Result<(Key, Job), StartFailure> {
+    fn try_start(&mut self, command: &Command, owner: OwnerId) -> Result<JobId, StartFailure> {
         let key = self.table.next_key();
-        Ok((key, Job::start(command, owner, key, &mut self.host, &mut self.reactor.lend())?))
+        let job = Job::prepare(command, owner, key, &mut self.host, &mut self.reactor.lend())?;
+        let id = job.id;
+        self.table.insert(key, job);
+        if !self.reactor.spawner.has_slot() {
+            // Children may have come off since the last turn.
+            self.reactor.look_at_starts(&mut self.table);
+        }
+        if let Some(job) = self.table.get_mut(key) {
+            job.spawn_or_wait(&mut self.reactor.lend());
+        }
+        let started = self.see_started(key, command.confirm.unwrap_or(self.reactor.settings.confirm));
+        if let Err(failure) = started {
+            // What is left of it, if anything is, is the loop's.
+            self.discard(id);
+            return Err(failure);
+        }
+        Ok(id)
     }
 
     /// Sees the start through: confirmed here, or left to the loop.
     fn see_started(&mut self, key: Key, confirm: bool) -> Result<(), StartFailure> {
-        let timeout = self.reactor.settings.confirm_timeout;
+        let mut timeout = self.reactor.settings.confirm_timeout;
+        if confirm {
+            let deadline = Instant::now().checked_add(timeout);
+            while self.table.get(key).is_some_and(Job::is_waiting_for_slot) && !timeout.is_zero() {
+                self.reactor.wait_for_slot(&mut self.table, timeout.min(SLOT_LOOK_EVERY));
+                timeout = deadline.map_or(timeout, |deadline| deadline.saturating_duration_since(Instant::now()));
+            }
+        }
         let Some(job) = self.table.get_mut(key) else { return Ok(()) };
         let lent = &mut self.reactor.lend();
+        if let Some(failure) = job.failure() {
+            return Err(failure.clone());
+        }
+        if job.is_waiting_for_slot() {
+            return Ok(());
+        }
         if confirm && let Some(failure) = job.confirm(timeout, lent) {
             return Err(failure);
         }
@@ -308,7 +331,8 @@ impl Worker {
 
     /// Whether a seccomp filter has come over us since the rungs were probed; then the next rung is taken from now on.
     fn is_clone3_refused(&mut self, failure: &StartFailure) -> bool {
-        if self.is_rung_forced || self.host.rung != Rung::ForkLike || failure.step() != Step::Clone {
+        let was = self.capabilities.rung;
+        if self.is_rung_forced || was == Rung::Fork || failure.step() != Step::Clone {
             return false;
         }
         if !matches!(failure.errno(), errno::ENOSYS | errno::EPERM) {
@@ -316,9 +340,8 @@ impl Worker {
         }
         self.capabilities.rungs = process::probe_rungs();
         let rung = process::best_rung(&self.capabilities.rungs);
-        let has_changed = rung != self.host.rung;
-        (self.host.rung, self.capabilities.rung) = (rung, rung);
-        has_changed
+        (self.reactor.spawner.best, self.capabilities.rung) = (rung, rung);
+        rung != was
     }
 
     fn take_output(&mut self, job: JobId, stream: OutputStream) -> Result<Option<io::PipeReader>, JobError> {

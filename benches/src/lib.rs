@@ -1,1 +1,5 @@
 //! Benchmarks of iron-exec.
+//!
+//! - `framing`: how fast output is cut into lines, and records are written and read.
+//! - `spawn`: what it costs to start a tiny program and to reap it, and how long the caller is held up meanwhile, beside posix_spawn, std and
+//!   tokio, under conditions that hosts live in: many descriptors, much memory, busy CPUs.

@@ -36,6 +36,8 @@ pub(crate) struct CgroupTree {
     directory: OwnedFd,
     /// Whether the base is a directory of workers only: made when it is not there, removed by the last one to leave.
     is_own: bool,
+    /// The base and the cgroups above it, as far as the host is not in them.
+    above: Vec<Above>,
     /// A descriptor in reserve: a tree is killed also when this process, or the machine, can open no more files.
     spare: Option<OwnedFd>,
 }
@@ -99,7 +101,8 @@ impl CgroupTree {
         match rustix::fs::accessat(&directory, "cgroup.kill", rustix::fs::Access::WRITE_OK, AtFlags::EACCESS) {
             Ok(()) => {
                 let spare = Some(rustix::io::fcntl_dupfd_cloexec(&directory, 3)?);
-                Ok(Self { mount, base, directory, is_own, spare })
+                let above = cgroups_above(&mount, &base)?;
+                Ok(Self { mount, base, directory, is_own, above, spare })
             }
             Err(Errno::NOENT) => {
                 Err(io::Error::other("it has no cgroup.kill: Linux 5.14 is needed, and the root of a hierarchy cannot be the base"))
@@ -122,17 +125,45 @@ impl CgroupTree {
         self.base.join(name)
     }
 
-    /// Makes a job's cgroup.
+    /// Makes a job's cgroup, without limits yet.
     pub(crate) fn make(&mut self, name: &str) -> io::Result<JobCgroup> {
         match rustix::fs::mkdirat(&self.directory, name, Mode::from_raw_mode(0o755)) {
             // Another worker, ending, has removed the base that we share.
             Err(Errno::NOENT) => {
                 (self.directory, self.is_own) = open_base(&self.base)?;
+                self.above = cgroups_above(&self.mount, &self.base)?;
                 rustix::fs::mkdirat(&self.directory, name, Mode::from_raw_mode(0o755))?;
             }
             other => other?,
         }
         Ok(JobCgroup { name: name.into() })
+    }
+
+    /// Writes one limit of a job's cgroup. A controller that the base has, but does not hand down yet, is enabled.
+    pub(crate) fn set_limit(&self, cgroup: &JobCgroup, file: &str, value: &str) -> io::Result<()> {
+        let write = || write_at(self.directory.as_fd(), &cgroup.file(file), value);
+        match (write(), file.split_once('.')) {
+            (Err(error), Some((controller, _))) if error.kind() == io::ErrorKind::NotFound => {
+                write_at(self.directory.as_fd(), "cgroup.subtree_control", &format!("+{controller}"))?;
+                write()
+            }
+            (written, _) => written,
+        }
+    }
+
+    /// Whether a cgroup above the jobs' own, but not above the host's, has a `memory.max`, and whether one has `memory.oom.group`.
+    pub(crate) fn memory_above(&mut self) -> (bool, bool) {
+        let mut found = (false, false);
+        for above in &mut self.above {
+            let (limited, grouped) = above.memory();
+            found = (found.0 || limited, found.1 || grouped);
+        }
+        found
+    }
+
+    /// Whether the job's cgroup is frozen, as one is from birth below a frozen one.
+    pub(crate) fn is_frozen(&self, cgroup: &JobCgroup) -> bool {
+        read_at(self.directory.as_fd(), &cgroup.file("cgroup.events")).is_ok_and(|events| kernel_text::frozen(&events))
     }
 
     /// The job's directory, for clone3.
@@ -220,6 +251,42 @@ impl Drop for CgroupTree {
     }
 }
 
+/// A cgroup that holds jobs but not the host.
+#[derive(Debug)]
+struct Above {
+    directory: OwnedFd,
+    /// Its `memory.max` and `memory.oom.group`, as long as it has the controller "memory".
+    files: Option<[OwnedFd; 2]>,
+}
+
+impl Above {
+    /// Whether it has a `memory.max`, and whether it has `memory.oom.group`. One that cannot be read counts as one that has both.
+    fn memory(&mut self) -> (bool, bool) {
+        let open = |name| rustix::fs::openat(&self.directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        if self.files.is_none() {
+            match (open("memory.max"), open("memory.oom.group")) {
+                (Ok(max), Ok(group)) => self.files = Some([max, group]),
+                // No such controller here: the limits of a cgroup further up hold.
+                (Err(Errno::NOENT), _) => return (false, false),
+                _ => return (true, true),
+            }
+        }
+        let Some([max, group]) = &self.files else { return (true, true) };
+        let mut value = [0_u8; 4];
+        let limited = match rustix::io::pread(max, &mut value[..], 0) {
+            Ok(read) => value.get(..read).is_none_or(|value| value != b"max\n"),
+            // The controller, or the cgroup, has gone.
+            Err(Errno::NODEV) => {
+                self.files = None;
+                return (false, false);
+            }
+            Err(_) => true,
+        };
+        let grouped = !matches!(rustix::io::pread(group, &mut value[..1], 0), Ok(1) if value[0] == b'0');
+        (limited, grouped)
+    }
+}
+
 /// A job's own cgroup, by name below the base.
 #[derive(Clone, Debug)]
 pub(crate) struct JobCgroup {
@@ -235,6 +302,29 @@ impl JobCgroup {
 fn mounts() -> io::Result<Vec<PathBuf>> {
     let mountinfo = fs::read("/proc/self/mountinfo")?;
     Ok(kernel_text::cgroup2_mounts(&mountinfo).into_iter().map(|mount| mount.mount_point).collect())
+}
+
+/// The base and the cgroups above it, up to the root of the hierarchy (which has no limits) or the first that holds this process, too: an
+/// out-of-memory kill in that one can hit the host whatever its jobs do.
+fn cgroups_above(mount: &Path, base: &Path) -> io::Result<Vec<Above>> {
+    let own = own_directory(mount);
+    let mut above = Vec::new();
+    for directory in base.ancestors().take_while(|directory| *directory != mount && directory.starts_with(mount)) {
+        if own.as_ref().is_some_and(|own| own.starts_with(directory)) {
+            break;
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        above.push(Above { directory: rustix::fs::open(directory, flags, Mode::empty())?, files: None });
+    }
+    Ok(above)
+}
+
+/// Our own cgroup as it is seen below this mount; not there if it is outside.
+fn own_directory(mount: &Path) -> Option<PathBuf> {
+    let mountinfo = fs::read("/proc/self/mountinfo").ok()?;
+    let own = kernel_text::own_cgroup(&fs::read("/proc/self/cgroup").ok()?)?;
+    let mount = kernel_text::cgroup2_mounts(&mountinfo).into_iter().rfind(|found| found.mount_point == mount)?;
+    below_mount(&mount, &own)
 }
 
 /// Where `own`, a path inside the hierarchy, is to be found below `mount`, which may show only a part of it.
@@ -273,6 +363,12 @@ fn open_base(base: &Path) -> io::Result<(OwnedFd, bool)> {
     }
     let is_own = made || rustix::fs::getxattr(base, MADE_XATTR, &mut [0_u8; 8]).is_ok();
     Ok((directory, is_own))
+}
+
+fn write_at(directory: BorrowedFd<'_>, name: &str, value: &str) -> io::Result<()> {
+    let file = rustix::fs::openat(directory, name, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::retry_on_intr(|| rustix::io::write(&file, value.as_bytes()))?;
+    Ok(())
 }
 
 fn read_at(directory: BorrowedFd<'_>, name: &str) -> io::Result<Vec<u8>> {

@@ -3,14 +3,18 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
-use iron_exec_sys::spawn::{self, Cgroup, ChildSetup, ChildStep, ParentStep, Report};
+use iron_exec_sys::spawn::{self, Cgroup, ChildSetup, ChildStep, ParentStep, Program, Report, Slot, Spawned, Start};
 use iron_exec_sys::wait::{self, Ended, Mode};
 use iron_exec_sys::{ExecImage, pidfd};
 use rustix::io::Errno;
 use rustix::process::PidfdFlags;
 
+use crate::logic::kernel_text;
+use crate::logic::ladder::Ask;
 use crate::model::capabilities::{Rung, RungReport};
 use crate::model::command::Command;
 use crate::model::error::{StartFailure, Step};
@@ -27,7 +31,8 @@ const DEFAULT_PATH: &str = "/bin:/usr/bin";
 pub(crate) struct Process {
     pid: i32,
     pidfd: OwnedFd,
-    report: Option<OwnedFd>,
+    /// How its start fares, until that is decided.
+    start: Option<Box<Start>>,
     reaped: bool,
 }
 
@@ -42,17 +47,21 @@ pub(crate) enum Outcome {
 /// How a process ended, and what it used if that is known.
 pub(crate) type Ending = (Exit, Option<ResourceUsage>);
 
-/// A program on its way into a process: the exec image, and what a failure report needs to be understood.
+/// A program on its way into a process, with every allocation made that the child needs.
 #[derive(Debug)]
 pub(crate) struct Launch {
-    image: ExecImage,
-    program: OsString,
-    cwd: Option<PathBuf>,
+    program: Program,
+    /// The command's own descriptors.
+    fds: Vec<(i32, Arc<OwnedFd>)>,
+    ask: Ask,
 }
 
+/// Where a process is put: its cgroup, by the descriptor that its rung wants, and its path.
+pub(crate) type Place<'a> = (BorrowedFd<'a>, &'a Path);
+
 impl Launch {
-    /// Lays out everything that the child needs; every allocation is made here.
-    pub(crate) fn new(command: &Command, base: EnvBase) -> Result<Self, StartFailure> {
+    /// Lays out everything that the child needs. `nofile` is the limit of open files that it gets unless the command has its own.
+    pub(crate) fn new(command: &Command, base: EnvBase, nofile: Option<(u64, u64)>) -> Result<Self, StartFailure> {
         let env = environment(command, base);
         let path = env.iter().find(|(key, _)| key == "PATH").map_or(OsStr::new(DEFAULT_PATH), |(_, value)| value.as_os_str());
         let image = ExecImage::new(
@@ -64,91 +73,89 @@ impl Launch {
         );
         // The command was checked for NUL bytes, and the host's environment cannot have any.
         let image = image.map_err(|_| StartFailure::new(Step::Exec, None, &Errno::INVAL.into()))?;
-        Ok(Self { image, program: command.program.clone(), cwd: command.cwd.clone() })
-    }
-
-    /// Makes the process.
-    pub(crate) fn spawn(
-        &self,
-        command: &Command,
-        rung: Rung,
-        stdio: [(BorrowedFd<'_>, i32); 3],
-        cgroup: Option<(BorrowedFd<'_>, &Path)>,
-        nofile: Option<(u64, u64)>,
-    ) -> Result<Process, StartFailure> {
-        let mut fds = Vec::with_capacity(3 + command.fds.len());
-        fds.extend_from_slice(&stdio);
-        fds.extend(command.fds.iter().map(|(number, fd)| (fd.as_fd(), *number)));
         // The command's own limits come last, so that they win.
         let host_nofile = nofile.map(|(soft, hard)| (Resource::Nofile, soft, hard));
         let rlimits = host_nofile.iter().chain(&command.rlimits);
-        let rlimits: Vec<_> = rlimits.map(|(resource, soft, hard)| (rlimit_number(*resource), *soft, *hard)).collect();
         // A job of another user keeps neither the host's groups nor its capabilities.
         let is_other_user = command.uid.is_some_and(|uid| uid != rustix::process::geteuid().as_raw());
         let setup = ChildSetup {
-            fds: &fds,
-            rlimits: &rlimits,
+            rlimits: rlimits.map(|(resource, soft, hard)| (rlimit_number(*resource), *soft, *hard)).collect(),
             umask: command.umask,
             nice: command.nice,
             oom_score_adj: command.oom_score_adj,
-            groups: command.groups.as_deref().or(is_other_user.then_some(&[])),
+            groups: command.groups.clone().or(is_other_user.then(Vec::new)),
             gid: command.gid,
             uid: command.uid,
             drop_capabilities: is_other_user && command.uid != Some(0),
             no_new_privs: command.no_new_privs,
         };
-        let place = cgroup.map(|(fd, _)| match rung {
-            Rung::ForkLike => Cgroup::Directory(fd),
-            Rung::Fork => Cgroup::Procs(fd),
-        });
-        match spawn::spawn(sys_rung(rung), &self.image, &setup, place) {
-            Ok(spawned) => Ok(Process { pid: spawned.pid, pidfd: spawned.pidfd, report: Some(spawned.report), reaped: false }),
+        let ask = Ask {
+            stack_bytes: image.stack_bytes(),
+            fds: 3 + command.fds.len(),
+            changes_ids: is_other_user || command.gid.is_some_and(|gid| gid != rustix::process::getegid().as_raw()),
+            is_other_user,
+            sets_oom_score_adj: command.oom_score_adj.is_some(),
+            memory_max: command.limits.memory_max,
+        };
+        Ok(Self { program: Program { image, setup }, fds: command.fds.clone(), ask })
+    }
+
+    /// What bears upon the rung that it takes.
+    pub(crate) fn ask(&self) -> &Ask {
+        &self.ask
+    }
+
+    /// Makes the process. A slot that it did not use stays in `slot`.
+    pub(crate) fn spawn(
+        self,
+        rung: Rung,
+        stdio: [(BorrowedFd<'_>, i32); 3],
+        place: Option<Place<'_>>,
+        slot: &mut Option<Slot>,
+    ) -> Result<Process, StartFailure> {
+        let mut fds = Vec::with_capacity(3 + self.fds.len());
+        fds.extend_from_slice(&stdio);
+        fds.extend(self.fds.iter().map(|(number, fd)| (fd.as_fd(), *number)));
+        let cgroup = place.map(|(fd, _)| if rung == Rung::Fork { Cgroup::Procs(fd) } else { Cgroup::Directory(fd) });
+        match spawn::spawn(sys_rung(rung), self.program, &fds, cgroup, slot) {
+            Ok(Spawned { pid, pidfd, start }) => Ok(Process { pid, pidfd, start: Some(Box::new(start)), reaped: false }),
             Err(error) => {
                 let (step, path) = match error.step {
                     ParentStep::Report => (Step::Pipe, None),
+                    ParentStep::Send => (Step::SendFds, None),
                     ParentStep::Clone => (Step::Clone, None),
-                    ParentStep::Cgroup => (Step::Cgroup, cgroup.map(|(_, path)| path)),
+                    ParentStep::Cgroup => (Step::Cgroup, place.map(|(_, path)| path)),
                     ParentStep::Pidfd => (Step::Watch, None),
                 };
                 Err(StartFailure::new(step, path, &error.source))
             }
         }
     }
+}
 
-    /// Reads what the child has reported. Never blocks.
-    pub(crate) fn outcome(&self, process: &Process, cgroup: Option<&Path>) -> Outcome {
-        let Some(link) = &process.report else { return Outcome::Executed };
-        match spawn::read_report(link.as_fd()) {
-            Ok(Report::Pending) => Outcome::Pending,
-            Ok(Report::Closed) => Outcome::Executed,
-            Ok(Report::Failed { step, errno, index }) => Outcome::Failed(self.failure(step, errno, index, cgroup)),
-            Err(error) => Outcome::Failed(StartFailure::new(Step::Exec, None, &error)),
-        }
-    }
-
-    fn failure(&self, step: ChildStep, errno: i32, index: u32, cgroup: Option<&Path>) -> StartFailure {
-        let candidate = || self.image.candidate(index).map(Path::new);
-        let (step, path) = match step {
-            ChildStep::Cgroup => (Step::Cgroup, cgroup),
-            ChildStep::Dup => (Step::Dup, None),
-            ChildStep::CloseFds => (Step::CloseFds, None),
-            ChildStep::Setsid => (Step::Setsid, None),
-            ChildStep::Rlimit => (Step::Rlimit, None),
-            ChildStep::Nice => (Step::Nice, None),
-            ChildStep::OomScoreAdj => (Step::OomScoreAdj, Some(Path::new("/proc/self/oom_score_adj"))),
-            ChildStep::Setgroups => (Step::Setgroups, None),
-            ChildStep::Setgid => (Step::Setgid, None),
-            ChildStep::Setuid => (Step::Setuid, None),
-            ChildStep::Chdir => (Step::Chdir, self.cwd.as_deref()),
-            ChildStep::NoNewPrivs => (Step::NoNewPrivs, None),
-            ChildStep::Signals => (Step::Signals, None),
-            // Found nowhere: no candidate is more to blame than another.
-            ChildStep::Exec if errno == Errno::NOENT.raw_os_error() => (Step::Exec, Some(Path::new(&self.program))),
-            ChildStep::Exec => (Step::Exec, candidate()),
-            ChildStep::Interpreter => (Step::Interpreter, candidate()),
-        };
-        StartFailure { step, path: path.map(Path::to_owned), errno }
-    }
+/// The failure of a step that the child took.
+fn failure(image: Option<&ExecImage>, step: ChildStep, errno: i32, index: u32, cgroup: Option<&Path>) -> StartFailure {
+    let candidate = || image?.candidate(index).map(Path::new);
+    let (step, path) = match step {
+        ChildStep::Cgroup => (Step::Cgroup, cgroup),
+        ChildStep::Dup => (Step::Dup, None),
+        ChildStep::CloseFds => (Step::CloseFds, None),
+        ChildStep::Setsid => (Step::Setsid, None),
+        ChildStep::Rlimit => (Step::Rlimit, None),
+        ChildStep::Nice => (Step::Nice, None),
+        ChildStep::OomScoreAdj => (Step::OomScoreAdj, Some(Path::new("/proc/self/oom_score_adj"))),
+        ChildStep::Setgroups => (Step::Setgroups, None),
+        ChildStep::Setgid => (Step::Setgid, None),
+        ChildStep::Setuid => (Step::Setuid, None),
+        ChildStep::Chdir => (Step::Chdir, image.and_then(ExecImage::directory).map(Path::new)),
+        ChildStep::NoNewPrivs => (Step::NoNewPrivs, None),
+        ChildStep::Signals => (Step::Signals, None),
+        // Found nowhere: no candidate is more to blame than another.
+        ChildStep::Exec if errno == Errno::NOENT.raw_os_error() => (Step::Exec, image.map(|image| Path::new(image.program()))),
+        ChildStep::Exec => (Step::Exec, candidate()),
+        ChildStep::Interpreter => (Step::Interpreter, candidate()),
+    };
+    StartFailure::new(step, path, &io::Error::from_raw_os_error(errno))
 }
 
 impl Process {
@@ -160,14 +167,48 @@ impl Process {
         self.pidfd.as_fd()
     }
 
-    /// The link on which the child reports, until its start is decided.
-    pub(crate) fn report(&self) -> Option<BorrowedFd<'_>> {
-        self.report.as_ref().map(AsFd::as_fd)
+    /// What the child has reported. Never blocks.
+    pub(crate) fn outcome(&self, cgroup: Option<&Path>) -> Outcome {
+        let Some(start) = &self.start else { return Outcome::Executed };
+        match start.report() {
+            Ok(Report::Pending) => Outcome::Pending,
+            Ok(Report::Closed) => Outcome::Executed,
+            Ok(Report::Failed { step, errno, index }) => Outcome::Failed(failure(start.image(), step, errno, index, cgroup)),
+            Err(error) => Outcome::Failed(StartFailure::new(Step::Exec, None, &error)),
+        }
     }
 
-    /// Closes the link: the start is decided.
-    pub(crate) fn close_report(&mut self) {
-        self.report = None;
+    /// Waits up to `timeout` for the start to be decided. A wait that fails is one that decides nothing.
+    pub(crate) fn wait_for_start(&self, timeout: Duration) {
+        let _ = self.start.as_ref().map(|start| start.wait(timeout));
+    }
+
+    /// The descriptor that tells of the start, until that is decided; a child on a slot has none.
+    pub(crate) fn link(&self) -> Option<BorrowedFd<'_>> {
+        self.start.as_ref()?.link()
+    }
+
+    /// Whether the start is not decided, and nothing but a look at it will tell.
+    pub(crate) fn is_to_be_looked_at(&self) -> bool {
+        self.start.as_ref().is_some_and(|start| start.link().is_none())
+    }
+
+    /// Hands out the start: it is decided.
+    pub(crate) fn take_start(&mut self) -> Option<Start> {
+        self.start.take().map(|start| *start)
+    }
+
+    /// The signal that killed it, if one did, before it had executed any program.
+    pub(crate) fn killed_before_exec(&mut self) -> Option<Signal> {
+        let Ok(Some((Exit::Signal { signal, .. }, _))) = self.peek() else { return None };
+        // The zombie is still ours, and so is its number.
+        let stat = std::fs::read(format!("/proc/{}/stat", self.pid)).ok()?;
+        (kernel_text::is_before_exec(&stat) == Some(true)).then_some(signal)
+    }
+
+    /// Whether it is dead, waiting up to `timeout` for that.
+    pub(crate) fn wait_dead(&self, timeout: Duration) -> bool {
+        spawn::wait_readable(self.pidfd(), timeout).is_ok_and(|dead| dead)
     }
 
     pub(crate) fn is_reaped(&self) -> bool {
@@ -244,6 +285,7 @@ pub(crate) fn probe_rungs() -> Vec<RungReport> {
                 Some(Errno::NOSYS) => "clone3 is missing: Linux 5.7 is needed, or a seccomp filter answers ENOSYS",
                 Some(Errno::PERM) => "a seccomp filter refuses clone3 with EPERM: use a newer container host",
                 Some(Errno::TOOBIG) => "clone3 does not know CLONE_INTO_CGROUP: Linux 5.7 is needed",
+                Some(Errno::OPNOTSUPP) => "a child that dumps core would take the host along: Linux 5.16 is needed",
                 _ => "clone3 is refused",
             });
             RungReport { rung, missing }
@@ -263,6 +305,8 @@ pub(crate) fn probe_exit_info() -> bool {
 
 fn sys_rung(rung: Rung) -> spawn::Rung {
     match rung {
+        Rung::Detached => spawn::Rung::Detached,
+        Rung::Vfork => spawn::Rung::Vfork,
         Rung::ForkLike => spawn::Rung::ForkLike,
         Rung::Fork => spawn::Rung::Fork,
     }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{Gid, MemfdFlags, Mode, OFlags, SeekFrom, Uid};
@@ -42,8 +42,8 @@ pub(crate) struct Stdio {
 }
 
 impl Stdio {
-    /// Makes what `stdin` and `capture` ask for.
-    pub(crate) fn new(stdin: &Stdin, capture: Capture, null: &Arc<OwnedFd>) -> io::Result<Self> {
+    /// Makes what `stdin` and `capture` ask for. The child's ends of pipes get numbers from `low_fds` up.
+    pub(crate) fn new(stdin: &Stdin, capture: Capture, null: &Arc<OwnedFd>, low_fds: i32) -> io::Result<Self> {
         let (stdin, to_stdin) = match stdin {
             Stdin::Null => (ChildEnd::Shared(Arc::clone(null)), None),
             Stdin::Bytes(bytes) => (ChildEnd::Made(memory_file(bytes)?), None),
@@ -51,18 +51,18 @@ impl Stdio {
             Stdin::Inherit => (ChildEnd::Made(duplicate(rustix::stdio::stdin())?), None),
             Stdin::Piped => {
                 let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-                (ChildEnd::Made(read), Some(write))
+                (ChildEnd::Made(raised(read, low_fds)?), Some(write))
             }
         };
         let null = || ChildEnd::Shared(Arc::clone(null));
         let (stdout, stderr, from) = match capture {
             Capture::Split => {
-                let (out_read, out_write) = captured_pipe()?;
-                let (err_read, err_write) = captured_pipe()?;
+                let (out_read, out_write) = captured_pipe(low_fds)?;
+                let (err_read, err_write) = captured_pipe(low_fds)?;
                 (ChildEnd::Made(out_write), Some(ChildEnd::Made(err_write)), [Some(out_read), Some(err_read)])
             }
             Capture::Merged => {
-                let (read, write) = captured_pipe()?;
+                let (read, write) = captured_pipe(low_fds)?;
                 (ChildEnd::Made(write), None, [Some(read), None])
             }
             Capture::Inherit => {
@@ -72,6 +72,7 @@ impl Stdio {
             Capture::Piped => {
                 let (out_read, out_write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
                 let (err_read, err_write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+                let (out_write, err_write) = (raised(out_write, low_fds)?, raised(err_write, low_fds)?);
                 (ChildEnd::Made(out_write), Some(ChildEnd::Made(err_write)), [Some(out_read), Some(err_read)])
             }
             Capture::Discard => (null(), None, [None, None]),
@@ -101,10 +102,16 @@ pub(crate) fn open_null() -> io::Result<OwnedFd> {
 }
 
 /// A pipe whose read end does not block. The write end does: a job that writes faster than we read waits, as every program expects.
-fn captured_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+fn captured_pipe(low_fds: i32) -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     rustix::io::ioctl_fionbio(&read, true)?;
-    Ok((read, write))
+    Ok((read, raised(write, low_fds)?))
+}
+
+/// The same descriptor at a number from `low_fds` up. What stands below is, for a moment, in the hands of every child that is being made: one that is
+/// held in that moment would hold up the end of this pipe.
+fn raised(fd: OwnedFd, low_fds: i32) -> io::Result<OwnedFd> {
+    if fd.as_raw_fd() >= low_fds { Ok(fd) } else { Ok(rustix::io::fcntl_dupfd_cloexec(fd, low_fds)?) }
 }
 
 fn duplicate(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {

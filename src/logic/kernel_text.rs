@@ -55,6 +55,22 @@ pub(crate) fn populated(cgroup_events: &[u8]) -> Option<bool> {
     }
 }
 
+/// Whether a cgroup and all below it is frozen, from the text of its `cgroup.events`.
+pub(crate) fn frozen(cgroup_events: &[u8]) -> bool {
+    lines(cgroup_events).any(|line| line == b"frozen 1")
+}
+
+/// Whether a process has never executed a program, from the text of `/proc/PID/stat`: it carries PF_FORKNOEXEC among its flags, the ninth field.
+/// The second field is a name in brackets, which can hold anything, brackets too.
+pub(crate) fn is_before_exec(stat: &[u8]) -> Option<bool> {
+    const PF_FORKNOEXEC: u64 = 0x40;
+    const FLAGS_AFTER_NAME: usize = 6;
+    let after_name = stat.rsplit(|&byte| byte == b')').next()?;
+    let flags = after_name.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty()).nth(FLAGS_AFTER_NAME)?;
+    let flags: u64 = str::from_utf8(flags).ok()?.parse().ok()?;
+    Some(flags & PF_FORKNOEXEC != 0)
+}
+
 /// The words of a file such as `cgroup.controllers`. Words that are not UTF-8 are left out.
 pub(crate) fn words(content: &[u8]) -> Vec<String> {
     let words = content.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());

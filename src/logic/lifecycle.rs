@@ -13,6 +13,8 @@ pub(crate) enum Input {
     Executed,
     /// A step of the start failed; the child is ending.
     StartFailed,
+    /// There is no process, and there will be none.
+    NotSpawned,
     /// The main process has ended.
     Exited(Exit),
     /// Every output is at its end, or none is captured.
@@ -208,10 +210,11 @@ impl Lifecycle {
                 self.stage = Stage::Running;
                 Actions::of([Action::ReportStarted])
             }
-            Input::StartFailed => {
-                self.stage = Stage::Failing;
+            Input::StartFailed => self.fail(),
+            Input::NotSpawned => {
+                self.stage = Stage::Failed;
                 self.outputs_open = false;
-                Actions::of([Action::CloseOutputs])
+                Actions::of([Action::CloseOutputs, Action::Finish])
             }
             // Killed before its exec, or its report was lost: the same from here on.
             Input::Exited(_)
@@ -226,8 +229,16 @@ impl Lifecycle {
         }
     }
 
+    fn fail(&mut self) -> Actions {
+        self.stage = Stage::Failing;
+        self.outputs_open = false;
+        Actions::of([Action::CloseOutputs])
+    }
+
     fn running(&mut self, input: Input) -> Actions {
         match input {
+            // It looked as if the program had been executed, but the child had died.
+            Input::StartFailed => self.fail(),
             Input::Exited(exit) => {
                 self.stage = Stage::Draining;
                 self.exit = Some(exit);
@@ -246,7 +257,7 @@ impl Lifecycle {
             Input::Deadline(Timer::Grace) => self.kill(StopReason::Requested, Action::KillTree),
             // The main process stands in its cgroup, so that is not empty; a privileged job may have left it. Its exit decides.
             Input::TreeGone | Input::TreeLeft | Input::TreeUntracked => Actions::default(),
-            Input::Executed | Input::StartFailed | Input::OutputsQuiet | Input::Deadline(Timer::DrainIdle | Timer::DrainTotal) => {
+            Input::Executed | Input::NotSpawned | Input::OutputsQuiet | Input::Deadline(Timer::DrainIdle | Timer::DrainTotal) => {
                 Actions::default()
             }
         }
@@ -261,6 +272,7 @@ impl Lifecycle {
             Input::Stop(_) | Input::StopGently(..) | Input::Deadline(Timer::Timeout | Timer::Grace) => Actions::of([Action::KillTree]),
             Input::Executed
             | Input::StartFailed
+            | Input::NotSpawned
             | Input::OutputsClosed
             | Input::OutputsQuiet
             | Input::TreeGone
@@ -314,9 +326,12 @@ impl Lifecycle {
                 self.outputs_open = false;
                 Actions::of([Action::CloseOutputs, Action::Finish])
             }
-            Input::OutputsQuiet | Input::Executed | Input::StartFailed | Input::Exited(_) | Input::Deadline(Timer::Timeout) => {
-                Actions::default()
-            }
+            Input::OutputsQuiet
+            | Input::Executed
+            | Input::StartFailed
+            | Input::NotSpawned
+            | Input::Exited(_)
+            | Input::Deadline(Timer::Timeout) => Actions::default(),
         }
     }
 

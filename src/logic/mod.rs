@@ -4,6 +4,7 @@ pub mod cri;
 pub(crate) mod deadlines;
 pub(crate) mod ids;
 pub(crate) mod kernel_text;
+pub(crate) mod ladder;
 pub(crate) mod lifecycle;
 pub(crate) mod lines;
 pub(crate) mod names;

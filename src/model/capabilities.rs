@@ -3,10 +3,16 @@
 use std::fmt;
 use std::path::PathBuf;
 
-/// A way to make a process, from the best to the one that always works.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// A way to make a process, from the best to the one that always works. Each start takes the best one that is safe for it: see
+/// [`Status::rung`](crate::Status::rung) and the guide, [`spawning`](crate::guide::spawning).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Rung {
+    /// clone3(2) straight into the cgroup; until its exec the child stands in the host's memory, and the host does not wait for it. What it costs
+    /// depends neither on the host's memory nor on its open files nor on how busy the CPUs are (Linux 5.16).
+    Detached,
+    /// The same, but the host waits until the child has executed its program: for what would not be safe otherwise (Linux 5.16).
+    Vfork,
     /// clone3(2) straight into the cgroup; the child gets a copy of the host's page tables and descriptors (Linux 5.7).
     ForkLike,
     /// fork(2); the child's first act is to write itself into `cgroup.procs`. For where clone3 is refused.
@@ -15,18 +21,79 @@ pub enum Rung {
 
 impl Rung {
     /// Every rung, best first.
-    pub const ALL: [Rung; 2] = [Rung::ForkLike, Rung::Fork];
+    pub const ALL: [Rung; 4] = [Rung::Detached, Rung::Vfork, Rung::ForkLike, Rung::Fork];
 
-    /// The rung's name: `fork-like` or `fork`.
+    /// The rung's name: `detached`, `vfork`, `fork-like` or `fork`.
     pub fn as_str(self) -> &'static str {
         match self {
+            Rung::Detached => "detached",
+            Rung::Vfork => "vfork",
             Rung::ForkLike => "fork-like",
             Rung::Fork => "fork",
         }
     }
+
+    /// Whether the child stands in the host's memory until its exec.
+    pub(crate) fn shares_memory(self) -> bool {
+        matches!(self, Rung::Detached | Rung::Vfork)
+    }
 }
 
 impl fmt::Display for Rung {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Why a start took the rung that it took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RungReason {
+    /// It is the best that can be had, or the best that [`Builder::rung`](crate::Builder::rung) allows.
+    #[default]
+    Best,
+    /// A cgroup above the job's, in which the host is not, has a `memory.max`: an out-of-memory kill there could take the host along.
+    MemoryMaxAbove,
+    /// A cgroup above the job's, in which the host is not, has `memory.oom.group`: a kill there takes all that share memory.
+    OomGroupAbove,
+    /// The job's own `memory.max` is too small for the exec to be sure of its memory.
+    SmallMemoryMax,
+    /// The job sets its `oom_score_adj`, which those who share memory share.
+    OomScoreAdj,
+    /// The job runs as another user, who could stop it on its way while the host waits for it.
+    OtherUser,
+    /// The job's cgroup is frozen.
+    Frozen,
+    /// `fs.suid_dumpable` is 1: the host's memory would stay dumpable while a process of another user stands in it.
+    SuidDumpable,
+    /// The job runs with other ids, and the host is to stay dumpable ([`Builder::keep_dumpable`](crate::Builder::keep_dumpable)).
+    KeepDumpable,
+    /// The job gets more descriptors than one message carries.
+    ManyFds,
+    /// Every spawn slot was held for too long by a child that cannot come off, or none could be made.
+    SlotsBusy,
+}
+
+impl RungReason {
+    /// The reason in a few words, for instance "memory.max above".
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RungReason::Best => "best",
+            RungReason::MemoryMaxAbove => "memory.max above",
+            RungReason::OomGroupAbove => "memory.oom.group above",
+            RungReason::SmallMemoryMax => "small memory.max",
+            RungReason::OomScoreAdj => "oom_score_adj",
+            RungReason::OtherUser => "other user",
+            RungReason::Frozen => "frozen cgroup",
+            RungReason::SuidDumpable => "fs.suid_dumpable",
+            RungReason::KeepDumpable => "keep_dumpable",
+            RungReason::ManyFds => "many descriptors",
+            RungReason::SlotsBusy => "spawn slots busy",
+        }
+    }
+}
+
+impl fmt::Display for RungReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -60,7 +127,8 @@ pub struct CgroupReport {
 pub struct Capabilities {
     /// The kernel's release, for instance "6.18.2".
     pub kernel: String,
-    /// The rung that jobs are started on.
+    /// The best rung: what a start takes unless something about the job or its cgroup makes another one safer; see
+    /// [`Status::rung`](crate::Status::rung).
     pub rung: Rung,
     /// Every rung, best first.
     pub rungs: Vec<RungReport>,

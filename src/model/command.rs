@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::model::error::CommandError;
 use crate::model::id::OwnerId;
+use crate::model::limits::Limits;
 use crate::model::output::{Capture, LogFormat};
 use crate::model::resource::Resource;
 use crate::model::signal::Signal;
@@ -50,6 +51,7 @@ pub struct Command {
     pub(crate) rlimits: Vec<(Resource, u64, u64)>,
     pub(crate) nice: Option<i32>,
     pub(crate) oom_score_adj: Option<i32>,
+    pub(crate) limits: Limits,
     pub(crate) no_new_privs: bool,
     pub(crate) owner: OwnerId,
     pub(crate) name: Option<String>,
@@ -106,6 +108,7 @@ impl Command {
             rlimits: Vec::new(),
             nice: None,
             oom_score_adj: None,
+            limits: Limits::default(),
             no_new_privs: false,
             owner: OwnerId::default(),
             name: None,
@@ -248,6 +251,12 @@ impl Command {
     /// How readily the OOM killer picks the job, -1000 (never) to 1000. Going below the host's needs CAP_SYS_RESOURCE.
     pub fn oom_score_adj(mut self, score: i32) -> Self {
         self.oom_score_adj = Some(score);
+        self
+    }
+
+    /// What the job's whole process tree may use. Needs a cgroup.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
         self
     }
 

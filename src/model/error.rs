@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::model::id::JobId;
 use crate::model::output::OutputStream;
 use crate::model::resource::Resource;
+use crate::model::signal::Signal;
 
 /// A [`Command`](crate::Command) that cannot be run whatever the machine.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -73,6 +74,12 @@ pub enum Step {
     Pipe,
     /// The job's cgroup was made, or the child put into it.
     Cgroup,
+    /// A limit was written into the job's cgroup.
+    Limit,
+    /// A spawn slot was waited for.
+    Slot,
+    /// The child's file descriptors were sent to it: sendmsg(2).
+    SendFds,
     /// The process was made (clone3(2), fork(2)).
     Clone,
     /// The process was put into the loop (epoll_ctl(2), pidfd_open(2)).
@@ -105,6 +112,8 @@ pub enum Step {
     Exec,
     /// The program is there, the interpreter that its `#!` line or ELF header names is not.
     Interpreter,
+    /// Somebody killed the child before its program was executed: the out-of-memory killer of its cgroup, say, or its user.
+    Killed,
 }
 
 impl Step {
@@ -114,6 +123,9 @@ impl Step {
             Step::Log => "log",
             Step::Pipe => "pipe",
             Step::Cgroup => "cgroup",
+            Step::Limit => "limit",
+            Step::Slot => "slot",
+            Step::SendFds => "send_fds",
             Step::Clone => "clone",
             Step::Watch => "watch",
             Step::Dup => "dup",
@@ -130,6 +142,7 @@ impl Step {
             Step::Signals => "signals",
             Step::Exec => "exec",
             Step::Interpreter => "interpreter",
+            Step::Killed => "killed",
         }
     }
 }
@@ -146,11 +159,22 @@ pub struct StartFailure {
     pub(crate) step: Step,
     pub(crate) path: Option<PathBuf>,
     pub(crate) errno: i32,
+    pub(crate) signal: Option<Signal>,
 }
 
 impl StartFailure {
     pub(crate) fn new(step: Step, path: Option<&Path>, error: &io::Error) -> Self {
-        Self { step, path: path.map(Path::to_owned), errno: error.raw_os_error().unwrap_or(0) }
+        Self { step, path: path.map(Path::to_owned), errno: error.raw_os_error().unwrap_or(0), signal: None }
+    }
+
+    /// The child was killed by `signal` before its program was executed.
+    pub(crate) fn killed(signal: Signal) -> Self {
+        Self { step: Step::Killed, path: None, errno: 0, signal: Some(signal) }
+    }
+
+    /// The job was stopped before there was a process.
+    pub(crate) fn cancelled() -> Self {
+        Self { step: Step::Slot, path: None, errno: errno::ECANCELED, signal: None }
     }
 
     /// The step that failed.
@@ -168,6 +192,11 @@ impl StartFailure {
         self.errno
     }
 
+    /// The signal that killed the child before its program was executed, for [`Step::Killed`].
+    pub fn signal(&self) -> Option<Signal> {
+        self.signal
+    }
+
     /// What to do about it, where that is known.
     pub fn advice(&self) -> Option<&'static str> {
         Some(match (self.step, self.errno) {
@@ -179,6 +208,12 @@ impl StartFailure {
                 "a file descriptor's number is not below the limit of open files of this process: raise RLIMIT_NOFILE"
             }
             (Step::Clone, errno::EAGAIN) => "a limit on processes was reached: see RLIMIT_NPROC, pids.max and kernel.pid_max",
+            (Step::Limit, errno::EOPNOTSUPP) => "the job has no cgroup: see Capabilities::cgroup_missing",
+            (Step::Limit, errno::ENOENT) => {
+                "its controller is not enabled for the cgroup base: write \"+memory\" to cgroup.subtree_control of every cgroup above"
+            }
+            (Step::Slot, errno::ECANCELED) => "the job was stopped before it was started",
+            (Step::SendFds, errno::ETOOMANYREFS) => "this user has too many descriptors in flight between processes: raise RLIMIT_NOFILE",
             (Step::Exec, errno::EAGAIN) => "the user is at its limit of processes: see RLIMIT_NPROC",
             (Step::Exec, errno::E2BIG) => "the arguments and environment are larger than the kernel takes: see RLIMIT_STACK and execve(2)",
             (Step::Exec, errno::ENOEXEC) => "the file is neither a binary for this machine nor a script with a #! line",
@@ -205,6 +240,9 @@ impl StartFailure {
 
 impl fmt::Display for StartFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(signal) = self.signal {
+            return write!(f, "{signal} killed the child before its program was executed");
+        }
         write!(f, "{} failed", self.step)?;
         if let Some(path) = &self.path {
             write!(f, " on {}", path.display())?;
@@ -262,6 +300,12 @@ pub enum JobError {
     /// The job has not finished yet.
     #[error("job {job} has not finished: stop it first")]
     NotFinished {
+        /// The job.
+        job: JobId,
+    },
+    /// There is no process yet: the job waits for a spawn slot.
+    #[error("job {job} has no process yet")]
+    NotStarted {
         /// The job.
         job: JobId,
     },
@@ -419,4 +463,6 @@ pub(crate) mod errno {
     pub(crate) const EMFILE: i32 = 24;
     pub(crate) const ENOSYS: i32 = 38;
     pub(crate) const EOPNOTSUPP: i32 = 95;
+    pub(crate) const ETOOMANYREFS: i32 = 109;
+    pub(crate) const ECANCELED: i32 = 125;
 }

@@ -5,6 +5,7 @@ pub(crate) mod command;
 pub(crate) mod error;
 pub(crate) mod event;
 pub(crate) mod id;
+pub(crate) mod limits;
 pub(crate) mod output;
 pub(crate) mod resource;
 pub(crate) mod settings;

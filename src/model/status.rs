@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use crate::model::capabilities::Rung;
+use crate::model::capabilities::{Rung, RungReason};
 use crate::model::error::StartFailure;
 use crate::model::id::{JobId, OwnerId};
 use crate::model::signal::Signal;
@@ -13,7 +13,7 @@ use crate::model::signal::Signal;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum JobState {
-    /// The process exists, its program was not executed yet.
+    /// Its program was not executed yet, as far as is known; it may still wait for a spawn slot.
     Starting,
     /// The program runs.
     Running,
@@ -144,7 +144,7 @@ pub struct Status {
     pub owner: OwnerId,
     /// Its name, as in the names of its log and cgroup.
     pub name: String,
-    /// The main process's id, never reused while the job has not finished.
+    /// The main process's id, never reused while the job has not finished; 0 while there is none yet.
     pub pid: i32,
     /// Where it stands.
     pub state: JobState,
@@ -172,8 +172,10 @@ pub struct Status {
     pub cgroup: Option<PathBuf>,
     /// Whether its cgroup could not be emptied and removed in time; the worker removes it when it is empty after all.
     pub cgroup_left: bool,
-    /// How it was started.
+    /// How it was started, or is to be.
     pub rung: Rung,
+    /// Why on this rung.
+    pub rung_reason: RungReason,
 }
 
 impl Status {

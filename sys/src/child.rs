@@ -1,10 +1,13 @@
-//! The child half: from the clone to execve. Raw system calls only; it allocates nothing, takes no lock and cannot panic, because it runs on a
-//! copy (later: on the very memory) of a host whose other threads stopped at any point.
+//! The child half: from the clone to execve. Raw system calls only; it allocates nothing, takes no lock and cannot panic, because it runs on the
+//! very memory, or a copy of it, of a host whose other threads stopped at any point, or go on.
 
 use core::ffi::CStr;
+use core::sync::atomic::{Ordering, fence};
 
 use crate::image::ExecImage;
 use crate::raw::{self, Errno};
+use crate::slot::Control;
+use crate::spawn::ChildSetup;
 
 /// A step that the child takes.
 #[repr(u32)]
@@ -14,7 +17,7 @@ pub enum ChildStep {
     Cgroup = 1,
     /// Putting a descriptor at its number; the index is that number.
     Dup = 2,
-    /// Marking every other descriptor close-on-exec.
+    /// Closing every other descriptor, or leaving the host's table of them.
     CloseFds = 3,
     /// setsid(2).
     Setsid = 4,
@@ -28,7 +31,7 @@ pub enum ChildStep {
     Setgroups = 8,
     /// setresgid(2).
     Setgid = 9,
-    /// setresuid(2).
+    /// setresuid(2), and what keeps that user out of this process until the exec.
     Setuid = 10,
     /// chdir(2).
     Chdir = 11,
@@ -74,21 +77,23 @@ pub(crate) struct FdMove {
 }
 
 /// What the child half does, prepared by the parent.
-pub(crate) struct Plan<'a> {
-    pub(crate) image: &'a ExecImage,
-    pub(crate) moves: &'a mut [FdMove],
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) image: ExecImage,
+    pub(crate) setup: ChildSetup,
+    /// The value of `oom_score_adj` as it is written.
+    pub(crate) oom_score_adj: Option<String>,
+    pub(crate) moves: Vec<FdMove>,
     /// The numbers of `moves`, ascending.
-    pub(crate) numbers: &'a [i32],
-    pub(crate) report: i32,
-    pub(crate) rlimits: &'a [(u32, u64, u64)],
-    pub(crate) umask: Option<u32>,
-    pub(crate) nice: Option<i32>,
-    pub(crate) oom_score_adj: Option<&'a [u8]>,
-    pub(crate) groups: Option<&'a [u32]>,
-    pub(crate) gid: Option<u32>,
-    pub(crate) uid: Option<u32>,
-    pub(crate) drop_capabilities: bool,
-    pub(crate) no_new_privs: bool,
+    pub(crate) numbers: Vec<i32>,
+}
+
+/// Where a failure is reported.
+pub(crate) enum Link<'a> {
+    /// A pipe or socket of the child's own.
+    Descriptor(i32),
+    /// The memory that it shares with the parent.
+    Memory(&'a Control),
 }
 
 /// A failed step: which, the error, and which of several (a descriptor's number, a resource, a candidate).
@@ -97,10 +102,46 @@ type Failure = (ChildStep, Errno, u32);
 /// The failure record on the wire: step, errno, index, little-endian words. Written in one piece (it is shorter than PIPE_BUF).
 pub(crate) const RECORD_BYTES: usize = 12;
 
-pub(crate) fn run(mut plan: Plan<'_>) -> ! {
-    let (step, errno, index) = prepare_and_exec(&mut plan);
-    report(plan.report, (step, errno, index));
+/// The whole of it on memory and descriptors of the child's own.
+pub(crate) fn run(plan: &mut Plan, link: i32) -> ! {
+    let mut link = Link::Descriptor(link);
+    let failure = prepare_and_exec(plan, &mut link);
+    report(&link, failure);
     raw::exit_group(127)
+}
+
+/// The whole of it on the parent's memory: the table of descriptors is the parent's too, until this has left it.
+pub(crate) fn run_on_slot(plan: &mut Plan, control: &Control) -> ! {
+    let failure = match leave_table(control.top()).and_then(|()| receive(plan, control)) {
+        Ok(()) => prepare_and_exec(plan, &mut Link::Memory(control)),
+        Err(failure) => failure,
+    };
+    report(&Link::Memory(control), failure);
+    raw::exit_group(127)
+}
+
+/// Leaves the parent's table of descriptors for one of our own that ends below `top`, just above the slot's socket. From here on, and not before,
+/// descriptors may be closed and made.
+fn leave_table(top: u32) -> Result<(), Failure> {
+    match raw::close_range_unshare(top) {
+        // A filter refuses it: the dear way, with a copy of everything.
+        Err(libc::ENOSYS | libc::EPERM) => raw::unshare_files(),
+        left => left,
+    }
+    .map_err(|errno| (ChildStep::CloseFds, errno, 0))
+}
+
+/// Takes the job's descriptors from the slot's socket.
+fn receive(plan: &mut Plan, control: &Control) -> Result<(), Failure> {
+    let wanted = plan.moves.len();
+    let came = raw::receive_fds(control.socket(), plan.moves.iter_mut().map(|fd| &mut fd.from));
+    control.note_received();
+    match came {
+        Ok(came) if came == wanted => Ok(()),
+        // The kernel leaves out what the limit of open files does not allow.
+        Ok(_) => Err((ChildStep::Dup, libc::EMFILE, 0)),
+        Err(errno) => Err((ChildStep::Dup, errno, 0)),
+    }
 }
 
 /// The fork rung's first act: stand in the cgroup, then wait until the parent holds our pidfd.
@@ -117,77 +158,108 @@ pub(crate) fn enter_cgroup_and_wait(procs: Option<i32>, link: i32) {
         raw::exit_group(127);
     }
     if let Some(errno) = failed {
-        report(link, (ChildStep::Cgroup, errno, 0));
+        report(&Link::Descriptor(link), (ChildStep::Cgroup, errno, 0));
         raw::exit_group(127);
     }
 }
 
-fn report(fd: i32, (step, errno, index): Failure) {
-    let [s0, s1, s2, s3] = (step as u32).to_le_bytes();
-    let [e0, e1, e2, e3] = errno.to_le_bytes();
-    let [i0, i1, i2, i3] = index.to_le_bytes();
-    let record: [u8; RECORD_BYTES] = [s0, s1, s2, s3, e0, e1, e2, e3, i0, i1, i2, i3];
-    // There is nobody to tell if this fails; the parent sees end of file and an exit code of 127.
-    let _ = raw::write(fd, &record);
+fn report(link: &Link<'_>, (step, errno, index): Failure) {
+    match link {
+        Link::Descriptor(fd) => {
+            let [s0, s1, s2, s3] = (step as u32).to_le_bytes();
+            let [e0, e1, e2, e3] = errno.to_le_bytes();
+            let [i0, i1, i2, i3] = index.to_le_bytes();
+            let record: [u8; RECORD_BYTES] = [s0, s1, s2, s3, e0, e1, e2, e3, i0, i1, i2, i3];
+            // There is nobody to tell if this fails; the parent sees end of file and an exit code of 127.
+            let _ = raw::write(*fd, &record);
+        }
+        Link::Memory(control) => {
+            control.note_failed(step as u32, errno, index);
+            // The kernel's write of the slot's word, at our exit, must not overtake it.
+            fence(Ordering::SeqCst);
+        }
+    }
 }
 
-fn prepare_and_exec(plan: &mut Plan<'_>) -> Failure {
-    match prepare(plan) {
-        Ok(()) => exec(plan.image),
+fn prepare_and_exec(plan: &mut Plan, link: &mut Link<'_>) -> Failure {
+    match prepare(plan, link) {
+        Ok(()) => exec(&plan.image),
         Err(failure) => failure,
     }
 }
 
-fn prepare(plan: &mut Plan<'_>) -> Result<(), Failure> {
-    move_fds(plan)?;
-    close_others(plan.numbers, plan.report).map_err(|errno| (ChildStep::CloseFds, errno, 0))?;
+fn prepare(plan: &mut Plan, link: &mut Link<'_>) -> Result<(), Failure> {
+    move_fds(plan, link)?;
+    let report = match link {
+        Link::Descriptor(fd) => Some(*fd),
+        Link::Memory(_) => None,
+    };
+    close_others(&plan.numbers, report).map_err(|errno| (ChildStep::CloseFds, errno, 0))?;
+    let setup = &plan.setup;
     raw::setsid().map_err(|errno| (ChildStep::Setsid, errno, 0))?;
-    if let Some(mask) = plan.umask {
+    if let Some(mask) = setup.umask {
         raw::umask(mask);
     }
     // Before the limits: under a low RLIMIT_NOFILE the file could not be opened.
-    if let Some(score) = plan.oom_score_adj {
-        write_oom_score_adj(score).map_err(|errno| (ChildStep::OomScoreAdj, errno, 0))?;
+    if let Some(score) = &plan.oom_score_adj {
+        write_oom_score_adj(score.as_bytes()).map_err(|errno| (ChildStep::OomScoreAdj, errno, 0))?;
     }
-    for &(resource, soft, hard) in plan.rlimits {
+    for &(resource, soft, hard) in &setup.rlimits {
         raw::setrlimit(resource, soft, hard).map_err(|errno| (ChildStep::Rlimit, errno, resource))?;
     }
-    if let Some(nice) = plan.nice {
+    if let Some(nice) = setup.nice {
         raw::setpriority_self(nice).map_err(|errno| (ChildStep::Nice, errno, 0))?;
     }
-    if let Some(groups) = plan.groups {
-        raw::setgroups(groups).map_err(|errno| (ChildStep::Setgroups, errno, 0))?;
-    }
-    if let Some(gid) = plan.gid {
-        raw::setresgid(gid).map_err(|errno| (ChildStep::Setgid, errno, 0))?;
-    }
-    if let Some(uid) = plan.uid {
-        raw::setresuid(uid).map_err(|errno| (ChildStep::Setuid, errno, 0))?;
-    }
-    if plan.drop_capabilities {
-        // From one user to another, neither root, the kernel keeps them; ambient ones would even live through the exec.
-        raw::drop_capabilities().map_err(|errno| (ChildStep::Setuid, errno, 0))?;
-    }
+    become_user(setup)?;
     if let Some(cwd) = plan.image.cwd() {
         raw::chdir(cwd).map_err(|errno| (ChildStep::Chdir, errno, 0))?;
     }
-    if plan.no_new_privs {
+    if setup.no_new_privs {
         raw::set_no_new_privs().map_err(|errno| (ChildStep::NoNewPrivs, errno, 0))?;
     }
     reset_signals().map_err(|errno| (ChildStep::Signals, errno, 0))
 }
 
+/// Changes groups and ids.
+///
+/// From here to the exec the job's user owns a process whose memory is the host's, or a copy of it. Two things keep that user out, each enough by
+/// itself: the kernel makes memory non-dumpable as the ids change (unless `fs.suid_dumpable` is 1; we make sure of it), and a process may trace, or
+/// read the memory of, only one whose permitted capabilities it has (ptrace(2)): CAP_SETUID stays permitted, and nothing effective, until the exec
+/// takes it.
+fn become_user(setup: &ChildSetup) -> Result<(), Failure> {
+    if let Some(groups) = &setup.groups {
+        raw::setgroups(groups).map_err(|errno| (ChildStep::Setgroups, errno, 0))?;
+    }
+    if let Some(gid) = setup.gid {
+        raw::setresgid(gid).map_err(|errno| (ChildStep::Setgid, errno, 0))?;
+    }
+    let Some(uid) = setup.uid else { return Ok(()) };
+    let failed = |errno| (ChildStep::Setuid, errno, 0);
+    if setup.drop_capabilities {
+        raw::keep_capabilities().map_err(failed)?;
+    }
+    raw::setresuid(uid).map_err(failed)?;
+    if setup.drop_capabilities {
+        // From one user to another, neither root, the kernel keeps all of them; ambient ones would even live through the exec.
+        raw::permit_setuid_only().map_err(failed)?;
+        raw::set_not_dumpable().map_err(failed)?;
+    }
+    Ok(())
+}
+
 /// Puts every descriptor at its number, whatever the numbers they come from: those that stand where another is to go step aside first.
-fn move_fds(plan: &mut Plan<'_>) -> Result<(), Failure> {
+fn move_fds(plan: &mut Plan, link: &mut Link<'_>) -> Result<(), Failure> {
     let failed = |to: i32| move |errno: Errno| (ChildStep::Dup, errno, to as u32);
-    let (report, numbers) = (plan.report, plan.numbers);
-    plan.report = step_aside(report, numbers).map_err(failed(report))?;
-    for fd in plan.moves.iter_mut() {
+    let numbers = &plan.numbers;
+    if let Link::Descriptor(fd) = link {
+        *fd = step_aside(*fd, numbers).map_err(failed(*fd))?;
+    }
+    for fd in &mut plan.moves {
         if fd.from != fd.to {
             fd.from = step_aside(fd.from, numbers).map_err(failed(fd.to))?;
         }
     }
-    for fd in plan.moves.iter() {
+    for fd in &plan.moves {
         if fd.from == fd.to {
             raw::clear_cloexec(fd.to).map_err(failed(fd.to))?;
         } else {
@@ -202,27 +274,27 @@ fn step_aside(fd: i32, numbers: &[i32]) -> Result<i32, Errno> {
     let mut fd = fd;
     while numbers.contains(&fd) {
         // Duplicates that land on a wanted number are overwritten by what goes there, or closed by the exec.
-        fd = raw::dup_from(fd, fd + 1)?;
+        fd = raw::dup_from(fd, fd.wrapping_add(1))?;
     }
     Ok(fd)
 }
 
 /// Closes every descriptor but the wanted ones, whether or not the host remembered close-on-exec. At once, not at the exec: a child that is held
 /// before that (its cgroup frozen, its program on a hung file system) must hold nothing of other jobs.
-fn close_others(numbers: &[i32], report: i32) -> Result<(), Errno> {
+fn close_others(numbers: &[i32], report: Option<i32>) -> Result<(), Errno> {
     let mut first = 0_u32;
     loop {
-        let kept = numbers.iter().copied().chain([report]).map(|fd| fd as u32).filter(|fd| *fd >= first).min();
+        let kept = numbers.iter().copied().chain(report).map(|fd| fd as u32).filter(|fd| *fd >= first).min();
         let closed = match kept {
             Some(kept) if kept == first => Ok(()),
-            Some(kept) => raw::close_range(first, kept - 1),
+            Some(kept) => raw::close_range(first, kept.wrapping_sub(1)),
             None => raw::close_range(first, u32::MAX),
         };
         match (closed, kept) {
             // Before 5.9 it is not there; a filter may refuse it.
             (Err(libc::ENOSYS | libc::EPERM), _) => return close_others_one_by_one(numbers),
             (Err(errno), _) => return Err(errno),
-            (Ok(()), Some(kept)) => first = kept + 1,
+            (Ok(()), Some(kept)) => first = kept.wrapping_add(1),
             (Ok(()), None) => return Ok(()),
         }
     }
@@ -256,7 +328,7 @@ fn number(name: &[u8]) -> Option<i32> {
     let mut value: Option<i32> = None;
     for &byte in name {
         match byte {
-            b'0'..=b'9' => value = value.unwrap_or(0).checked_mul(10)?.checked_add(i32::from(byte - b'0')),
+            b'0'..=b'9' => value = value.unwrap_or(0).checked_mul(10)?.checked_add(i32::from(byte.wrapping_sub(b'0'))),
             0 => break,
             _ => return None,
         }

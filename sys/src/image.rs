@@ -62,6 +62,21 @@ impl ExecImage {
         Ok(Self { bytes, argv, envp, candidates, cwd })
     }
 
+    /// The program as it was given.
+    pub fn program(&self) -> &OsStr {
+        OsStr::from_bytes(self.string(0).to_bytes())
+    }
+
+    /// The working directory, if one was given.
+    pub fn directory(&self) -> Option<&OsStr> {
+        self.cwd().map(|cwd| OsStr::from_bytes(cwd.to_bytes()))
+    }
+
+    /// What the arguments and the environment take on the stack of the program, in bytes: strings and the pointers to them.
+    pub fn stack_bytes(&self) -> usize {
+        self.bytes.len() + (self.argv.len() + self.envp.len()) * size_of::<*const c_char>()
+    }
+
     /// The path of candidate `index`; what a failure of the exec step names.
     pub fn candidate(&self, index: u32) -> Option<&OsStr> {
         let offset = *self.candidates.get(index as usize)?;

@@ -1,7 +1,7 @@
 //! The kernel calls of iron-exec that nix and rustix do not give, and all of its unsafe code.
 //!
-//! - [`spawn`]: a process made by `clone3(2)` straight into its cgroup, or by `fork(2)` where clone3 is refused; its child half is raw system
-//!   calls only.
+//! - [`spawn`]: a process made by `clone3(2)` straight into its cgroup, on the host's own memory or a copy of it, or by `fork(2)` where clone3 is
+//!   refused; its child half is raw system calls only.
 //! - [`wait`]: `waitid(2)` on a pidfd, with the resource usage that only the raw call gives.
 //! - [`pidfd`]: `PIDFD_GET_INFO`, which still knows the exit status when somebody else has reaped the process.
 //! - [`signal`]: any signal by number, real-time ones included.
@@ -17,6 +17,7 @@ mod image;
 pub mod pidfd;
 mod raw;
 pub mod signal;
+mod slot;
 pub mod spawn;
 pub mod wait;
 

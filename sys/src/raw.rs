@@ -3,6 +3,7 @@
 //! The wrappers that take no pointer are safe functions: whatever their arguments, the kernel touches none of our memory.
 
 use core::ffi::CStr;
+use core::mem::{offset_of, size_of};
 
 use libc::{c_char, c_long};
 
@@ -10,6 +11,12 @@ use crate::arch::syscall6;
 
 /// An error number, positive.
 pub(crate) type Errno = i32;
+
+const _: () = assert!(size_of::<libc::msghdr>() == 56);
+const _: () = assert!(offset_of!(libc::msghdr, msg_iov) == 16 && offset_of!(libc::msghdr, msg_iovlen) == 24);
+const _: () = assert!(offset_of!(libc::msghdr, msg_control) == 32 && offset_of!(libc::msghdr, msg_controllen) == 40);
+const _: () = assert!(size_of::<libc::cmsghdr>() == 16 && offset_of!(libc::cmsghdr, cmsg_level) == 8);
+const _: () = assert!(cfg!(target_endian = "little"));
 
 /// The size of the kernel's signal set, in bytes.
 const SIGSET_BYTES: usize = 8;
@@ -50,6 +57,17 @@ pub(crate) fn close_range(first: u32, last: u32) -> Result<(), Errno> {
     plain(libc::SYS_close_range, [first as usize, last as usize, 0, 0, 0, 0]).map(drop)
 }
 
+/// Leaves the shared table of descriptors for a copy that ends below `first` (Linux 5.9): what lies above is never looked at.
+pub(crate) fn close_range_unshare(first: u32) -> Result<(), Errno> {
+    const CLOSE_RANGE_UNSHARE: usize = 2;
+    plain(libc::SYS_close_range, [first as usize, u32::MAX as usize, CLOSE_RANGE_UNSHARE, 0, 0, 0]).map(drop)
+}
+
+/// Leaves the shared table of descriptors for a copy of all of it.
+pub(crate) fn unshare_files() -> Result<(), Errno> {
+    plain(libc::SYS_unshare, [libc::CLONE_FILES as usize, 0, 0, 0, 0, 0]).map(drop)
+}
+
 pub(crate) fn setsid() -> Result<(), Errno> {
     plain(libc::SYS_setsid, [0; 6]).map(drop)
 }
@@ -70,14 +88,26 @@ pub(crate) fn setresuid(uid: u32) -> Result<(), Errno> {
     plain(libc::SYS_setresuid, [uid as usize, uid as usize, uid as usize, 0, 0, 0]).map(drop)
 }
 
-/// Empties the permitted, effective and inheritable capability sets, and with them the ambient one.
-pub(crate) fn drop_capabilities() -> Result<(), Errno> {
-    // struct __user_cap_header_struct: version 3 (0x20080522), this process. Two struct __user_cap_data_struct, all zero.
+/// Lets the permitted capabilities live through the next change of the user id, up to the exec.
+pub(crate) fn keep_capabilities() -> Result<(), Errno> {
+    plain(libc::SYS_prctl, [libc::PR_SET_KEEPCAPS as usize, 1, 0, 0, 0, 0]).map(drop)
+}
+
+/// Leaves CAP_SETUID in the permitted capability set, and nothing in the effective, the inheritable and with them the ambient one.
+pub(crate) fn permit_setuid_only() -> Result<(), Errno> {
+    // CAP_SETUID of linux/capability.h.
+    const CAP_SETUID: u32 = 7;
+    // struct __user_cap_header_struct: version 3 (0x20080522), this process. Two struct __user_cap_data_struct: effective, permitted, inheritable.
     let header = [0x2008_0522_u32, 0];
-    let data = [0_u32; 6];
+    let data = [0, 1 << CAP_SETUID, 0, 0, 0, 0];
     let args = [(&raw const header) as usize, (&raw const data) as usize, 0, 0, 0, 0];
     // SAFETY: capset reads 8 bytes at the header and, for version 3, 24 at the data; both are arrays of this frame.
     check(unsafe { syscall6(libc::SYS_capset, args) }).map(drop)
+}
+
+/// Makes this memory one that nobody may dump or trace who could not do so to root.
+pub(crate) fn set_not_dumpable() -> Result<(), Errno> {
+    plain(libc::SYS_prctl, [libc::PR_SET_DUMPABLE as usize, 0, 0, 0, 0, 0]).map(drop)
 }
 
 pub(crate) fn set_no_new_privs() -> Result<(), Errno> {
@@ -140,10 +170,43 @@ pub(crate) fn getdents64(fd: i32, buffer: &mut [u8]) -> Result<usize, Errno> {
     check(unsafe { syscall6(libc::SYS_getdents64, args) })
 }
 
+/// The most descriptors in one message: SCM_MAX_FD of the kernel's net/scm.h.
+pub(crate) const MESSAGE_FDS_MAX: usize = 253;
+
+/// Takes the descriptors of one message from a socket, close-on-exec, and stores them in `fds` as far as they go. Returns how many came. Never blocks.
+pub(crate) fn receive_fds<'a>(socket: i32, fds: impl Iterator<Item = &'a mut i32>) -> Result<usize, Errno> {
+    const HEADER_BYTES: usize = 16;
+    const WORDS: usize = (HEADER_BYTES + MESSAGE_FDS_MAX * 4).div_ceil(8);
+    let mut byte = 0_u8;
+    let mut control = [0_u64; WORDS];
+    let vector = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    // struct user_msghdr, whose six words are those of libc's on both architectures but for padding: name, its length, iovecs, their number,
+    // control, its length, flags.
+    let mut header: [usize; 7] = [0, 0, (&raw const vector) as usize, 1, control.as_mut_ptr() as usize, WORDS * 8, 0];
+    let flags = (libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT) as usize;
+    let args = [socket as usize, (&raw mut header) as usize, flags, 0, 0, 0];
+    // SAFETY: recvmsg reads and writes one user_msghdr, which `header` is laid out as, one byte through its iovec and at most WORDS * 8 bytes at its
+    // control buffer; all four live in this frame.
+    check(unsafe { syscall6(libc::SYS_recvmsg, args) })?;
+    // struct cmsghdr: length as a word, level and type in the two halves of the next one (both architectures are little-endian); then the fds.
+    let [length, kind, ..] = control;
+    let rights = (libc::SOL_SOCKET as u64) | ((libc::SCM_RIGHTS as u64) << 32);
+    if header[5] < HEADER_BYTES || kind != rights {
+        return Ok(0);
+    }
+    let count = ((length as usize).wrapping_sub(HEADER_BYTES) / 4).min(MESSAGE_FDS_MAX);
+    let mut numbers = control.iter().skip(HEADER_BYTES / 8).flat_map(|word| [*word as u32 as i32, (*word >> 32) as i32]).take(count);
+    for fd in fds {
+        let Some(number) = numbers.next() else { break };
+        *fd = number;
+    }
+    Ok(count)
+}
+
 /// Sleeps for `milliseconds`, less than 1000; a signal ends it early.
 pub(crate) fn sleep_ms(milliseconds: u64) {
     // struct __kernel_timespec: seconds and nanoseconds, 64 bits each.
-    let time = [0_u64, milliseconds * 1_000_000];
+    let time = [0_u64, milliseconds.wrapping_mul(1_000_000)];
     let args = [(&raw const time) as usize, 0, 0, 0, 0, 0];
     // SAFETY: nanosleep(time, NULL) reads 16 bytes at `time`.
     let _ = check(unsafe { syscall6(libc::SYS_nanosleep, args) });

@@ -1,0 +1,233 @@
+//! Those that are compared. All start the same program with the same environment, its stdin, stdout and stderr on /dev/null.
+
+use std::collections::VecDeque;
+use std::error::Error;
+use std::ffi::{CString, OsString};
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::process::{self, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use iron_exec::{Capture, CgroupBase, Event, Events, Exit, Rung, Worker};
+use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, posix_spawn};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+use tokio::runtime::{self, Runtime};
+use tokio::task::JoinSet;
+
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// If iron-exec's loop has nothing to tell for so long, something is wrong.
+const TURN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One way to start programs.
+pub(crate) trait Contender {
+    /// Starts and reaps programs as long as the heat wants more, then reaps the rest.
+    fn run(&mut self, heat: &mut Heat<'_>) -> Result<()>;
+}
+
+/// One contender's go at one cell of the table.
+pub(crate) struct Heat<'a> {
+    in_flight: usize,
+    spawns_min: u32,
+    began: Instant,
+    time: Duration,
+    spawns: u32,
+    /// How long each start took.
+    stalls: &'a mut Vec<Duration>,
+}
+
+impl<'a> Heat<'a> {
+    /// A heat that begins now: `in_flight` programs at a time, for `time`, and longer if these were not `spawns_min`.
+    pub(crate) fn new(in_flight: usize, spawns_min: u32, time: Duration, stalls: &'a mut Vec<Duration>) -> Self {
+        Self { in_flight, spawns_min, began: Instant::now(), time, spawns: 0, stalls }
+    }
+
+    /// The time from the first start to now, for one program.
+    pub(crate) fn time_per_spawn(&self) -> Duration {
+        self.began.elapsed() / self.spawns.max(1)
+    }
+
+    /// Whether to start one more while `running` are.
+    fn wants_more(&self, running: usize) -> bool {
+        running < self.in_flight && (self.spawns < self.spawns_min || self.began.elapsed() < self.time)
+    }
+
+    /// Starts one, and takes the time.
+    fn start<T>(&mut self, start: impl FnOnce() -> T) -> T {
+        let before = Instant::now();
+        let started = start();
+        self.stalls.push(before.elapsed());
+        self.spawns += 1;
+        started
+    }
+}
+
+/// A row of the table, and who fills it, or why nobody can.
+pub(crate) type Entry = (String, Result<Box<dyn Contender>>);
+
+/// All of them, in the order of the rows.
+pub(crate) fn all(program: &Path, log_dir: &Path) -> Vec<Entry> {
+    let rungs = Rung::ALL.into_iter().map(|rung| (format!("iron-exec {rung}"), boxed(IronExec::new(program, log_dir, rung))));
+    let peers = [
+        ("posix_spawn".to_owned(), boxed(PosixSpawn::new(program))),
+        ("std::process".to_owned(), boxed(Ok(Std { program: program.to_owned() }))),
+        ("tokio::process".to_owned(), boxed(Tokio::new(program))),
+    ];
+    rungs.chain(peers).collect()
+}
+
+fn boxed(contender: Result<impl Contender + 'static>) -> Result<Box<dyn Contender>> {
+    Ok(Box::new(contender?))
+}
+
+/// A worker that is held to one rung.
+struct IronExec {
+    worker: Worker,
+    events: Events,
+    command: iron_exec::Command,
+}
+
+impl IronExec {
+    fn new(program: &Path, log_dir: &Path, rung: Rung) -> Result<Self> {
+        let worker = Worker::builder().rung(rung).confirm(false).cgroup_base(CgroupBase::Off).log_dir(log_dir);
+        // What is over is forgotten: the memory of the host stays as it is.
+        let worker = worker.finished_jobs_max(0).build()?;
+        let command = iron_exec::Command::new(program).capture(Capture::Discard).stdin_null();
+        Ok(Self { worker, events: Events::new(), command })
+    }
+}
+
+impl Contender for IronExec {
+    fn run(&mut self, heat: &mut Heat<'_>) -> Result<()> {
+        let mut told = Instant::now();
+        loop {
+            while heat.wants_more(self.worker.unfinished_jobs()) {
+                let command = self.command.clone();
+                heat.start(|| self.worker.start(command))?;
+            }
+            if self.worker.unfinished_jobs() == 0 {
+                return Ok(());
+            }
+            self.worker.turn(&mut self.events, Some(TURN_TIMEOUT))?;
+            if !self.events.is_empty() {
+                told = Instant::now();
+            } else if told.elapsed() > TURN_TIMEOUT {
+                return Err("the loop has nothing to tell any more".into());
+            }
+            for event in self.events.drain() {
+                match event {
+                    Event::StartFailed { failure, .. } => return Err(failure.into()),
+                    Event::Finished { exit, .. } if exit != Exit::Code(0) => return Err(format!("the program ended with {exit:?}").into()),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// The C library's function by itself, as it is used at its best: prepared once, the oldest waited for.
+struct PosixSpawn {
+    program: CString,
+    environment: Vec<CString>,
+    /// Open as long as the actions name it.
+    _null: File,
+    actions: PosixSpawnFileActions,
+    attributes: PosixSpawnAttr,
+}
+
+impl PosixSpawn {
+    fn new(program: &Path) -> Result<Self> {
+        let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+        let mut actions = PosixSpawnFileActions::init()?;
+        for number in 0..3 {
+            actions.add_dup2(null.as_raw_fd(), number)?;
+        }
+        let variable = |(key, value): (OsString, OsString)| CString::new([key.into_vec(), value.into_vec()].join(&b'='));
+        Ok(Self {
+            program: CString::new(program.as_os_str().as_bytes())?,
+            environment: std::env::vars_os().map(variable).collect::<std::result::Result<_, _>>()?,
+            _null: null,
+            actions,
+            attributes: PosixSpawnAttr::init()?,
+        })
+    }
+
+    fn spawn(&self) -> nix::Result<Pid> {
+        posix_spawn(self.program.as_c_str(), &self.actions, &self.attributes, &[&self.program], &self.environment)
+    }
+}
+
+impl Contender for PosixSpawn {
+    fn run(&mut self, heat: &mut Heat<'_>) -> Result<()> {
+        let mut running = VecDeque::new();
+        loop {
+            while heat.wants_more(running.len()) {
+                running.push_back(heat.start(|| self.spawn())?);
+            }
+            let Some(oldest) = running.pop_front() else { return Ok(()) };
+            match waitpid(oldest, None)? {
+                WaitStatus::Exited(_, 0) => {}
+                other => return Err(format!("the program ended with {other:?}").into()),
+            }
+        }
+    }
+}
+
+/// The standard library; the oldest is waited for.
+struct Std {
+    program: PathBuf,
+}
+
+impl Contender for Std {
+    fn run(&mut self, heat: &mut Heat<'_>) -> Result<()> {
+        let mut running = VecDeque::new();
+        loop {
+            while heat.wants_more(running.len()) {
+                let mut command = process::Command::new(&self.program);
+                command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+                running.push_back(heat.start(|| command.spawn())?);
+            }
+            let Some(mut oldest) = running.pop_front() else { return Ok(()) };
+            check(oldest.wait()?)?;
+        }
+    }
+}
+
+/// Tokio, on a runtime of one thread: this one.
+struct Tokio {
+    program: PathBuf,
+    runtime: Runtime,
+}
+
+impl Tokio {
+    fn new(program: &Path) -> Result<Self> {
+        Ok(Self { program: program.to_owned(), runtime: runtime::Builder::new_current_thread().enable_all().build()? })
+    }
+}
+
+impl Contender for Tokio {
+    fn run(&mut self, heat: &mut Heat<'_>) -> Result<()> {
+        self.runtime.block_on(async {
+            let mut running = JoinSet::new();
+            loop {
+                while heat.wants_more(running.len()) {
+                    let mut command = tokio::process::Command::new(&self.program);
+                    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+                    let mut child = heat.start(|| command.spawn())?;
+                    running.spawn(async move { child.wait().await });
+                }
+                match running.join_next().await {
+                    Some(ended) => check(ended??)?,
+                    None => return Ok(()),
+                }
+            }
+        })
+    }
+}
+
+fn check(status: ExitStatus) -> Result<()> {
+    if status.success() { Ok(()) } else { Err(format!("the program ended: {status}").into()) }
+}

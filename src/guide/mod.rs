@@ -1,0 +1,3 @@
+//! Longer texts: why things are as they are. Nothing to call.
+
+pub mod spawning;

@@ -1,0 +1,88 @@
+//! What spawning needs from one start to the next: the best rung, the spawn slots, and the sysctl that bears upon the rungs.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+pub(crate) use iron_exec_sys::spawn::Slot;
+use iron_exec_sys::spawn::{SLOT_FDS_MAX, Start};
+use rustix::fs::{Mode, OFlags};
+
+use crate::logic::ladder::{self, Ask, Surroundings};
+use crate::model::capabilities::{Rung, RungReason};
+
+/// Of the descriptors that the process may have open, one in so many pays for a slot; a slot takes two.
+const NOFILE_PER_SLOT: u64 = 64;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Spawner {
+    /// The best rung that starts take.
+    pub(crate) best: Rung,
+    keep_dumpable: bool,
+    suid_dumpable: Option<OwnedFd>,
+    /// Slots that nobody is on. All are made with the spawner, before the host opens much else: the descriptors below them are a child's, too, for a
+    /// moment, and cost it time.
+    idle: Vec<Slot>,
+    low_fds: i32,
+}
+
+impl Spawner {
+    /// A spawner with up to `slots_max` slots, fewer where `nofile`, the soft limit of open files, is low.
+    pub(crate) fn new(best: Rung, keep_dumpable: bool, slots_max: usize, nofile: u64) -> io::Result<Self> {
+        let affordable = usize::try_from(nofile / NOFILE_PER_SLOT).unwrap_or(usize::MAX).max(1);
+        let slots = if best.shares_memory() { slots_max.min(affordable) } else { 0 };
+        let mut idle = (0..slots).map(|_| Slot::new()).collect::<io::Result<Vec<_>>>()?;
+        // The lowest ones are taken first.
+        idle.reverse();
+        let low_fds = idle.first().map_or(0, Slot::top);
+        let suid_dumpable = rustix::fs::open("/proc/sys/fs/suid_dumpable", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok();
+        Ok(Self { best, keep_dumpable, suid_dumpable, idle, low_fds })
+    }
+
+    /// Chooses the rung of a start; `is_frozen` is asked only where that matters.
+    pub(crate) fn choose(
+        &self,
+        ask: &Ask,
+        memory_max_above: bool,
+        oom_group_above: bool,
+        is_frozen: impl FnOnce() -> bool,
+    ) -> (Rung, RungReason) {
+        let suid_dumpable = ask.changes_ids && self.best.shares_memory() && self.is_suid_dumpable();
+        let around = Surroundings { memory_max_above, oom_group_above, keep_dumpable: self.keep_dumpable, suid_dumpable };
+        ladder::choose(self.best, ask, around, SLOT_FDS_MAX, is_frozen)
+    }
+
+    /// Whether memory stays dumpable when a process in it takes other ids: `fs.suid_dumpable` is 1, or nobody knows.
+    fn is_suid_dumpable(&self) -> bool {
+        let mut value = [0_u8; 4];
+        let read = self.suid_dumpable.as_ref().map(|file| rustix::io::pread(file, &mut value[..], 0));
+        !matches!(read, Some(Ok(1..))) || !matches!(value[0], b'0' | b'2')
+    }
+
+    /// The number below which descriptors are in a child's hands for a moment: nothing of a job that others wait for the end of belongs there.
+    pub(crate) fn low_fds(&self) -> i32 {
+        self.low_fds
+    }
+
+    /// Whether a slot is free.
+    pub(crate) fn has_slot(&self) -> bool {
+        !self.idle.is_empty()
+    }
+
+    /// A free slot, if there is one.
+    pub(crate) fn take_slot(&mut self) -> Option<Slot> {
+        self.idle.pop()
+    }
+
+    /// Takes back a slot that nobody is on.
+    pub(crate) fn return_slot(&mut self, slot: Slot) {
+        self.idle.push(slot);
+    }
+
+    /// Lets go of a start that is decided. Its slot comes back, unless the child is still on it: that one is lost.
+    pub(crate) fn end(&mut self, start: Start) {
+        if let Start::Slot(flight) = start {
+            self.idle.extend(flight.into_slot());
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! Spawn slots: what a child stands on while it shares the host's memory.
+//!
+//! A slot is a stack with a guard page, a page of words that host and child share, and a socket pair by which the child gets its descriptors. While
+//! a child is on it, it is the child's: the host touches nothing of it but those words, which are atomics, and neither unmaps nor reuses it before
+//! the kernel has put 0 into the last of them. A slot that must go before that stays mapped for good, and is counted.
+
+use std::ffi::c_void;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::{self, MaybeUninit};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+use rustix::thread::futex;
+
+use crate::child::{self, ChildStep, Plan};
+use crate::clone3::{self, OnStack};
+use crate::raw::MESSAGE_FDS_MAX;
+use crate::spawn::Report;
+
+/// Bytes of a child's stack. Seen in use: less than 3 KiB, twice that without optimization, and some more under a sanitizer.
+const STACK_BYTES: usize = 32 << 10;
+
+/// Slots that could not be freed, of the whole process: their memory is gone from everybody's books.
+static LEAKED: AtomicUsize = AtomicUsize::new(0);
+
+/// How many slots of this process stay mapped for good, because a child was still on them when their worker went.
+pub fn leaked_slots() -> usize {
+    LEAKED.load(Ordering::Relaxed)
+}
+
+/// The words that host and child share.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Control {
+    /// 1 while a child may use the slot; the kernel puts 0 here at its exec or end (CLONE_CHILD_CLEARTID).
+    word: AtomicU32,
+    /// 1 once the child has emptied its socket.
+    received: AtomicU32,
+    /// The step that failed; 0 if none has.
+    step: AtomicU32,
+    errno: AtomicI32,
+    index: AtomicU32,
+    /// The child's end of the socket pair.
+    socket: AtomicI32,
+    /// What the child does: its own while it is on the slot.
+    plan: AtomicPtr<Plan>,
+}
+
+impl Control {
+    pub(crate) fn socket(&self) -> i32 {
+        self.socket.load(Ordering::Relaxed)
+    }
+
+    /// The number below which the child keeps the host's descriptors for a moment.
+    pub(crate) fn top(&self) -> u32 {
+        (self.socket() as u32).wrapping_add(1)
+    }
+
+    pub(crate) fn note_received(&self) {
+        self.received.store(1, Ordering::Release);
+    }
+
+    pub(crate) fn note_failed(&self, step: u32, errno: i32, index: u32) {
+        self.errno.store(errno, Ordering::Relaxed);
+        self.index.store(index, Ordering::Relaxed);
+        self.step.store(step, Ordering::Release);
+    }
+
+    fn is_free(&self) -> bool {
+        self.word.load(Ordering::Acquire) == 0
+    }
+}
+
+/// A slot: see the module.
+#[derive(Debug)]
+pub struct Slot {
+    /// Guard page, stack, control page, in this order.
+    map: NonNull<c_void>,
+    page: usize,
+    ours: OwnedFd,
+    /// The child's end.
+    theirs: OwnedFd,
+}
+
+// SAFETY: the mapping is the slot's alone, and of it only atomics are touched; no thread is special to it.
+unsafe impl Send for Slot {}
+
+impl Slot {
+    /// Makes a slot. Its descriptors get the lowest free numbers: what is open below them costs every spawn a little, what is above nothing.
+    ///
+    /// # Errors
+    /// Those of socketpair(2) and mmap(2).
+    pub fn new() -> io::Result<Self> {
+        let (theirs, ours) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let page = rustix::param::page_size();
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::STACK;
+        // SAFETY: a new mapping at a place of the kernel's choice.
+        let map = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), bytes(page), ProtFlags::READ | ProtFlags::WRITE, flags) }?;
+        let Some(start) = NonNull::new(map) else { return Err(Errno::NOMEM.into()) };
+        let slot = Self { map: start, page, ours, theirs };
+        slot.control().socket.store(slot.theirs.as_raw_fd(), Ordering::Relaxed);
+        // SAFETY: the first page of our own mapping, of which nothing is used.
+        unsafe { rustix::mm::mprotect(map, page, MprotectFlags::empty()) }?;
+        Ok(slot)
+    }
+
+    /// The number above which the host's descriptors stay out of a child's sight.
+    pub fn top(&self) -> i32 {
+        self.theirs.as_raw_fd() + 1
+    }
+
+    fn stack(&self) -> *mut c_void {
+        self.map.as_ptr().wrapping_byte_add(self.page)
+    }
+
+    fn control(&self) -> &Control {
+        let control = self.map.as_ptr().wrapping_byte_add(self.page + STACK_BYTES).cast::<Control>();
+        // SAFETY: the last page of our mapping, which is as large as a Control, aligned, and zeroed, which is a valid one; it is mapped as long as
+        // the slot is there, and everybody touches it by its atomics only.
+        unsafe { &*control }
+    }
+
+    /// Starts a child on this slot. On an error the slot and the descriptors are as before.
+    pub(crate) fn launch(self, plan: Plan, fds: &[BorrowedFd<'_>], is_vfork: bool, cgroup: Option<i32>) -> Result<Launched, NotLaunched> {
+        if let Err(errno) = self.send(fds) {
+            return Err(NotLaunched { slot: self, errno, is_send: true });
+        }
+        let plan = Box::into_raw(Box::new(plan));
+        let control = self.control();
+        control.received.store(0, Ordering::Relaxed);
+        control.step.store(0, Ordering::Relaxed);
+        control.plan.store(plan, Ordering::Relaxed);
+        control.word.store(1, Ordering::Release);
+        let place = OnStack {
+            stack: self.stack(),
+            stack_bytes: STACK_BYTES,
+            word: control.word.as_ptr(),
+            entry,
+            argument: ptr::from_ref(control).cast(),
+        };
+        // SAFETY: stack and word are this slot's, which was free and is neither reused nor unmapped until the word is 0 (see `Flight`); the plan is
+        // a box that nobody else touches until then. The conduct of `entry` is that of `child::run_on_slot`: raw system calls only, first of all
+        // the one that leaves the shared table, at last execve or exit_group.
+        match unsafe { clone3::share_memory(&place, is_vfork, cgroup) } {
+            Ok((pid, pidfd)) => {
+                // SAFETY: the kernel has just made this descriptor for us; nobody else knows its number.
+                let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+                Ok(Launched { pid, pidfd, flight: Flight { slot: Some(self), plan } })
+            }
+            Err(errno) => {
+                control.word.store(0, Ordering::Relaxed);
+                // SAFETY: the box of just now; no child has come to be that could know it.
+                drop(unsafe { Box::from_raw(plan) });
+                self.drain();
+                Err(NotLaunched { slot: self, errno, is_send: false })
+            }
+        }
+    }
+
+    /// Puts the child's descriptors where it finds them.
+    fn send(&self, fds: &[BorrowedFd<'_>]) -> Result<(), i32> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MESSAGE_FDS_MAX))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !control.push(SendAncillaryMessage::ScmRights(fds)) {
+            return Err(libc::EINVAL);
+        }
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        let sent = rustix::io::retry_on_intr(|| rustix::net::sendmsg(&self.ours, &[IoSlice::new(b"f")], &mut control, flags));
+        sent.map(drop).map_err(Errno::raw_os_error)
+    }
+
+    /// Closes what a child that has come to nothing has not taken.
+    fn drain(&self) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MESSAGE_FDS_MAX))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        // Descriptors that it brings are closed with the buffer.
+        let _ = rustix::io::retry_on_intr(|| rustix::net::recvmsg(&self.theirs, &mut [IoSliceMut::new(&mut [0])], &mut control, flags));
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping. No child is on it (a `Flight` gives its slot out only then), and nothing borrowed from it outlives the slot.
+        let _ = unsafe { rustix::mm::munmap(self.map.as_ptr(), bytes(self.page)) };
+    }
+}
+
+fn bytes(page: usize) -> usize {
+    page + STACK_BYTES + page
+}
+
+/// Where the child begins.
+extern "C" fn entry(control: *const c_void) -> ! {
+    // SAFETY: the argument that `launch` gave, the control page of a slot that stays mapped until we are off.
+    let control = unsafe { &*control.cast::<Control>() };
+    // SAFETY: the box that `launch` made for us alone: the host takes it back when the word is 0, which is when we are off.
+    let plan = unsafe { &mut *control.plan.load(Ordering::Relaxed) };
+    child::run_on_slot(plan, control)
+}
+
+/// A child that was started on a slot.
+pub(crate) struct Launched {
+    pub(crate) pid: i32,
+    pub(crate) pidfd: OwnedFd,
+    pub(crate) flight: Flight,
+}
+
+/// Why no child was started; the slot is free.
+pub(crate) struct NotLaunched {
+    pub(crate) slot: Slot,
+    pub(crate) errno: i32,
+    /// Whether its descriptors could not be sent; otherwise the clone failed.
+    pub(crate) is_send: bool,
+}
+
+/// A slot with a child on it, or that was on it.
+#[derive(Debug)]
+pub struct Flight {
+    /// `None` once it was taken back.
+    slot: Option<Slot>,
+    plan: *mut Plan,
+}
+
+// SAFETY: the plan is a box's, and is touched only when no child is on the slot, then by whoever owns this.
+unsafe impl Send for Flight {}
+
+impl Flight {
+    /// Whether the child is off: it has executed its program, or is dead. It may still be in the memory map for a moment (it has, as the kernel does
+    /// this, no way back to its stack).
+    pub fn is_off(&self) -> bool {
+        self.control().is_none_or(Control::is_free)
+    }
+
+    /// What became of it so far.
+    pub(crate) fn report(&self) -> Report {
+        let Some(control) = self.control() else { return Report::Closed };
+        if !control.is_free() {
+            return Report::Pending;
+        }
+        match ChildStep::from_wire(control.step.load(Ordering::Acquire)) {
+            None => Report::Closed,
+            Some(step) => {
+                Report::Failed { step, errno: control.errno.load(Ordering::Relaxed), index: control.index.load(Ordering::Relaxed) }
+            }
+        }
+    }
+
+    /// Waits up to `timeout` for the child to be off.
+    ///
+    /// # Errors
+    /// Those of futex(2) that are not part of waiting.
+    pub(crate) fn wait(&self, timeout: Duration) -> io::Result<()> {
+        let Some(control) = self.control().filter(|control| !control.is_free()) else { return Ok(()) };
+        let timeout = rustix::thread::Timespec::try_from(timeout).ok();
+        // Not FUTEX_PRIVATE_FLAG: the kernel wakes those who wait for the word of a child in the shared way.
+        match futex::wait(&control.word, futex::Flags::empty(), 1, timeout.as_ref()) {
+            Ok(()) | Err(Errno::AGAIN | Errno::INTR | Errno::TIMEDOUT) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// The plan of a child that is off.
+    pub(crate) fn plan(&self) -> Option<&Plan> {
+        if !self.is_off() {
+            return None;
+        }
+        // SAFETY: the box that `launch` made; the child that it was lent to is off, and nobody writes it any more.
+        Some(unsafe { &*self.plan })
+    }
+
+    /// The slot, to be used again, if the child is off; otherwise it is left to the child for good.
+    pub fn into_slot(mut self) -> Option<Slot> {
+        self.take_back()
+    }
+
+    fn control(&self) -> Option<&Control> {
+        self.slot.as_ref().map(Slot::control)
+    }
+
+    fn take_back(&mut self) -> Option<Slot> {
+        let slot = self.slot.take()?;
+        if !slot.control().is_free() {
+            // A child is on it that may never come off: a tenant has stopped it, its program is on a hung file system. Its stack and its plan stay,
+            // and the number of its socket, so that it does not find another file there. What was sent for it goes, or a pipe would never end.
+            slot.drain();
+            mem::forget(slot);
+            LEAKED.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        // SAFETY: the box that `launch` made; the child that it was lent to is off, and `slot` having been there says that this happens once.
+        drop(unsafe { Box::from_raw(self.plan) });
+        if slot.control().received.load(Ordering::Acquire) == 0 {
+            slot.drain();
+        }
+        Some(slot)
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        drop(self.take_back());
+    }
+}
