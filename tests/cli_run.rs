@@ -448,14 +448,14 @@ fn info_tells_what_there_is_in_words_and_as_json() {
     let mut command = tool(&host, "info");
     let text = run(&mut command).out();
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    for part in [kernel.trim(), "fork-like", "fork", "open files"] {
+    for part in [kernel.trim(), "detached", "vfork", "fork-like", "fork", "open files"] {
         assert!(text.contains(part), "{part:?} in {text}");
     }
     let ran = run(command.arg("--json"));
     assert_eq!(ran.code, 0);
     let json: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap();
     assert_eq!(json["kernel"], kernel.trim());
-    assert_eq!(json["rungs"].as_array().unwrap().len(), 2);
+    assert_eq!(json["rungs"].as_array().unwrap().len(), 4);
     match &host.base {
         Some(base) => assert_eq!(json["cgroup"]["base"], base.to_str().unwrap()),
         None => assert!(json["missing"].to_string().contains("cgroups")),

@@ -695,10 +695,12 @@ fn a_job_is_born_in_the_cgroup_that_has_its_name() {
     let base = host.base.clone().unwrap();
     for rung in Rung::ALL {
         let mut worker = host.builder().rung(rung).build().unwrap();
-        for command in [Command::new("cat"), Command::new("cat").uid(65534).gid(65534)] {
+        // The host does not wait for a child that another user could stop.
+        let for_another = if rung == Rung::Vfork { Rung::ForkLike } else { rung };
+        for (command, taken) in [(Command::new("cat"), rung), (Command::new("cat").uid(65534).gid(65534), for_another)] {
             let job = worker.start(command.arg("/proc/self/cgroup").name("born")).unwrap();
             let status = finish(&mut worker, job);
-            assert_eq!((status.rung, status.name.as_str()), (rung, "born"));
+            assert_eq!((status.rung, status.name.as_str()), (taken, "born"));
             assert_eq!(status.cgroup, Some(base.join(format!("born_{job}"))));
             let seen = String::from_utf8(output_of(&status)).unwrap();
             let own = seen.lines().find_map(|line| line.strip_prefix("0::")).unwrap();

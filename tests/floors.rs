@@ -68,7 +68,8 @@ fn no_import_climbs() {
     for file in &files {
         let module = module_of(file, &root);
         let Some(own) = floor(&module) else {
-            assert_eq!(module, "lib", "a module outside the floors: {module}");
+            // The guide is text, and calls nothing.
+            assert!(module == "lib" || module.starts_with("guide"), "a module outside the floors: {module}");
             continue;
         };
         for used in uses(&fs::read_to_string(file).unwrap()) {

@@ -226,6 +226,12 @@ fn a_program_that_somebody_writes_to_is_busy_but_one_let_go_of_in_a_moment_is_ex
     each_way(|_, worker| {
         let mut writer = writer_of(&program);
         assert_eq!(seen(&unconfirmed(worker, &Command::new(&program))), expect(Step::Exec, &program, Errno::TXTBSY));
+        // On vfork the host itself waits for the writer that it is to kill.
+        if worker.capabilities().rung == Rung::Vfork {
+            writer.kill().unwrap();
+            writer.wait().unwrap();
+            return;
+        }
         // On a busy machine the moment may be too long now and then, but not every time.
         for tries_left in (0..20).rev() {
             let job = worker.start(Command::new(&program).confirm(false)).unwrap();
@@ -530,7 +536,7 @@ fn whichever_descriptor_of_a_start_cannot_be_had_nothing_is_left_of_it() {
         let host = Host::new();
         for (rung, base) in ways(&host) {
             let has_cgroup = base != CgroupBase::Off;
-            let mut worker = builder(&host).rung(rung).cgroup_base(base).build().unwrap();
+            let mut worker = builder(&host).rung(rung).cgroup_base(base).spawn_slots_max(2).build().unwrap();
             // The descriptors handed in go round in a circle, so that the child needs more of them than it was given.
             let fds = |command: Command| {
                 let files = [(); 4].map(|()| File::open("/dev/null").unwrap());
@@ -548,7 +554,9 @@ fn whichever_descriptor_of_a_start_cannot_be_had_nothing_is_left_of_it() {
                 let steps = descend(&host, &mut worker, command, confirm);
                 println!("rung {rung}, cgroups {has_cgroup}, command {kind}: {steps:?}");
                 // The report of the child counts as a pipe, too; the fork rung opens its pidfd itself.
-                let mut expected = BTreeSet::from(["pipe", "dup"]);
+                let mut expected = BTreeSet::from(["pipe"]);
+                // A child on a slot has a table of its own, in which there is room.
+                expected.extend(matches!(rung, Rung::ForkLike | Rung::Fork).then_some("dup"));
                 expected.insert(if rung == Rung::Fork { "watch" } else { "clone" });
                 expected.extend((kind < 2).then_some("log"));
                 expected.extend(has_cgroup.then_some("cgroup"));

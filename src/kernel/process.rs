@@ -281,7 +281,11 @@ pub(crate) fn probe_rungs() -> Vec<RungReport> {
     Rung::ALL
         .into_iter()
         .map(|rung| {
+            let has_clone3 = || spawn::probe(spawn::Rung::ForkLike).is_ok();
             let missing = spawn::probe(sys_rung(rung)).err().map(|error| match error.raw_os_error().map(Errno::from_raw_os_error) {
+                Some(Errno::NOSYS | Errno::PERM) if has_clone3() => {
+                    "close_range is refused by a seccomp filter: use a newer container host"
+                }
                 Some(Errno::NOSYS) => "clone3 is missing: Linux 5.7 is needed, or a seccomp filter answers ENOSYS",
                 Some(Errno::PERM) => "a seccomp filter refuses clone3 with EPERM: use a newer container host",
                 Some(Errno::TOOBIG) => "clone3 does not know CLONE_INTO_CGROUP: Linux 5.7 is needed",
