@@ -68,6 +68,7 @@ mod table;
 mod worker;
 
 pub use builder::Builder;
+pub use kernel::spawner::leaked_spawn_slots;
 pub use kernel::stream::LogStream;
 pub use log_reader::LogReader;
 pub use model::capabilities::{Capabilities, CgroupReport, Rung, RungReason, RungReport};

@@ -13,6 +13,12 @@ use crate::model::capabilities::{Rung, RungReason};
 /// Of the descriptors that the process may have open, one in so many pays for a slot; a slot takes two.
 const NOFILE_PER_SLOT: u64 = 64;
 
+/// How many spawn slots (some 40 KiB of memory and two descriptors each) this process has lost: when their worker was dropped, a child was still on
+/// them that did not die in time, held by a hung file system for instance. A host can do nothing about them but know.
+pub fn leaked_spawn_slots() -> usize {
+    iron_exec_sys::spawn::leaked_slots()
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Spawner {
