@@ -309,3 +309,75 @@ impl Drop for Flight {
         drop(self.take_back());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::ExecImage;
+    use crate::spawn::{ChildSetup, Program, Rung, SLOT_FDS_MAX, Start, spawn};
+    use crate::wait::{self, Mode};
+
+    fn free_slot() -> Slot {
+        Slot::new().unwrap()
+    }
+
+    /// Spawns on `slot`, waits for the end, gives the slot back and says what was reported.
+    fn run(slot: Slot, program: &str, setup: ChildSetup, fds: &[(BorrowedFd<'_>, i32)]) -> (Slot, Report) {
+        let path = OsStr::new("/nowhere:/usr/nowhere:/bin:/usr/bin");
+        let image = ExecImage::new(OsStr::new(program), [], [], path, Some(OsStr::new("/"))).unwrap();
+        let mut slot = Some(slot);
+        let spawned = spawn(Rung::Detached, Program { image, setup }, fds, None, &mut slot).unwrap();
+        assert!(slot.is_none());
+        assert!(crate::spawn::wait_readable(spawned.pidfd.as_fd(), Duration::from_secs(30)).unwrap());
+        let report = spawned.start.report().unwrap();
+        assert!(wait::wait(spawned.pidfd.as_fd(), Mode::Reap).unwrap().is_some());
+        let Start::Slot(flight) = spawned.start else { panic!("it was not on a slot") };
+        (flight.into_slot().expect("a dead child is off its slot"), report)
+    }
+
+    #[test]
+    fn a_child_uses_a_small_part_of_its_stack() {
+        let null = File::open("/dev/null").unwrap();
+        let fds: Vec<_> = (0..SLOT_FDS_MAX as i32).map(|number| (null.as_fd(), number)).collect();
+        let setup = ChildSetup { rlimits: vec![(4, 0, 0)], umask: Some(0o22), nice: Some(5), no_new_privs: true, ..ChildSetup::default() };
+        let mut slot = free_slot();
+        for program in ["true", "no-such-program", "/", "/etc/passwd"] {
+            (slot, _) = run(slot, program, setup.clone(), &fds);
+        }
+        let start: *const u8 = slot.stack().cast();
+        // SAFETY: the slot's stack, which is mapped, initialized by the kernel, and nobody's at this moment.
+        let stack = unsafe { std::slice::from_raw_parts(start, STACK_BYTES) };
+        let used = stack.iter().position(|byte| *byte != 0).map_or(0, |lowest| STACK_BYTES - lowest);
+        println!("{used} of {STACK_BYTES} bytes");
+        assert!((1..STACK_BYTES / 2).contains(&used), "{used} bytes");
+    }
+
+    #[test]
+    fn a_slot_is_used_again_and_tells_each_childs_own_story() {
+        let null = File::open("/dev/null").unwrap();
+        let fds = [0, 1, 2].map(|number| (null.as_fd(), number));
+        let mut slot = free_slot();
+        let mut report;
+        for _ in 0..50 {
+            (slot, report) = run(slot, "no-such-program", ChildSetup::default(), &fds);
+            assert!(matches!(report, Report::Failed { step: ChildStep::Exec, errno: libc::ENOENT, .. }), "{report:?}");
+            (slot, report) = run(slot, "true", ChildSetup::default(), &fds);
+            assert_eq!(report, Report::Closed);
+        }
+    }
+
+    #[test]
+    fn what_a_rung_needs_is_asked_for() {
+        let image = || ExecImage::new(OsStr::new("/bin/true"), [], [], OsStr::new(""), None).unwrap();
+        let program = |setup| Program { image: image(), setup };
+        assert!(spawn(Rung::Detached, program(ChildSetup::default()), &[], None, &mut None).is_err());
+        let mut slot = Some(free_slot());
+        let setup = ChildSetup { oom_score_adj: Some(500), ..ChildSetup::default() };
+        assert!(spawn(Rung::Detached, program(setup), &[], None, &mut slot).is_err());
+        assert!(slot.is_some(), "it was not used");
+    }
+}
