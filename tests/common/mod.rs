@@ -42,8 +42,8 @@ pub fn isolated_ignoring_sigchld(name: &str, body: impl FnOnce()) {
     run_isolated(process::Command::new("env").arg("--ignore-signal=CHLD").arg(program).args(arguments(name)));
 }
 
-fn arguments(name: &str) -> [&str; 4] {
-    ["--exact", name, "--nocapture", "--test-threads=1"]
+fn arguments(name: &str) -> [&str; 5] {
+    ["--exact", name, "--nocapture", "--test-threads=1", "--include-ignored"]
 }
 
 fn run_isolated(command: &mut process::Command) {
