@@ -264,11 +264,11 @@ impl Above {
     fn memory(&mut self) -> (bool, bool) {
         let open = |name| rustix::fs::openat(&self.directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
         if self.files.is_none() {
-            match (open("memory.max"), open("memory.oom.group")) {
-                (Ok(max), Ok(group)) => self.files = Some([max, group]),
+            match open("memory.max").and_then(|max| Ok([max, open("memory.oom.group")?])) {
+                Ok(files) => self.files = Some(files),
                 // No such controller here: the limits of a cgroup further up hold.
-                (Err(Errno::NOENT), _) => return (false, false),
-                _ => return (true, true),
+                Err(Errno::NOENT) => return (false, false),
+                Err(_) => return (true, true),
             }
         }
         let Some([max, group]) = &self.files else { return (true, true) };
