@@ -917,6 +917,7 @@ impl Job {
         self.decide_start(lent);
         self.reap_for_good(lent);
         self.finished = Some(SystemTime::now());
+        self.exited_at.get_or_insert(lent.now);
         self.to_stdin = None;
         if self.failure.is_some() {
             // No program has run, so the cgroup is empty, and goes.

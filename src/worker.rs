@@ -286,8 +286,8 @@ impl Worker {
         let job = Job::prepare(command, owner, key, &mut self.host, &mut self.reactor.lend())?;
         let id = job.id;
         self.table.insert(key, job);
-        if !self.reactor.spawner.has_slot() {
-            // Children may have come off since the last turn.
+        if !self.reactor.spawner.has_slot() || !self.reactor.queues.waiting_for_slot.is_empty() {
+            // Children may have come off since the last turn, and those that waited may have gone.
             self.reactor.look_at_starts(&mut self.table);
         }
         if let Some(job) = self.table.get_mut(key) {

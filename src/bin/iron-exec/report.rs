@@ -193,6 +193,8 @@ pub(crate) struct JobReport {
     cgroup: Option<String>,
     cgroup_left: bool,
     rung: Option<&'static str>,
+    /// Why on this rung.
+    rung_reason: Option<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -240,6 +242,7 @@ impl JobReport {
             cgroup: status.cgroup.as_deref().map(text),
             cgroup_left: status.cgroup_left,
             rung: Some(status.rung.as_str()),
+            rung_reason: Some(status.rung_reason.as_str()),
         }
     }
 
@@ -273,6 +276,7 @@ impl JobReport {
             cgroup: None,
             cgroup_left: false,
             rung: None,
+            rung_reason: None,
         }
     }
 
