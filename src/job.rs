@@ -17,7 +17,7 @@ use crate::kernel::watcher::Watch;
 use crate::lent::{Alarm, Lent, OutputIndex, Queues, unix_millis};
 use crate::logic::deadlines::Deadline;
 use crate::logic::ids::Ids;
-use crate::logic::ladder::Ask;
+use crate::logic::ladder::{Ask, LimitsAbove};
 use crate::logic::lifecycle::{Action, Input, Lifecycle, Timer};
 use crate::logic::names;
 use crate::logic::token::{Key, Source};
@@ -37,7 +37,7 @@ const TREE_LOOKS: [Duration; 2] = [Duration::from_micros(200), Duration::from_mi
 
 /// How long a start waits for a spawn slot before it takes a rung that needs none: children that cannot come off (a hung file system, a frozen cgroup)
 /// are not to hold up the others.
-const SLOT_WAIT_MAX: Duration = Duration::from_millis(100);
+pub(crate) const SLOT_WAIT_MAX: Duration = Duration::from_millis(100);
 
 /// A child that seemed to have executed its program, and dies of a signal this soon after, is looked at more closely: it may not have.
 const DOUBT_TIME: Duration = Duration::from_secs(1);
@@ -288,6 +288,9 @@ impl Job {
         match spawned {
             Ok(process) => {
                 self.pid = process.pid();
+                if process.rung() != rung {
+                    (self.rung, self.rung_reason) = (process.rung(), RungReason::NotSendable);
+                }
                 if process.is_to_be_looked_at() {
                     lent.queues.in_flight.push(self.key);
                     lent.queues.look_soon = true;
@@ -299,15 +302,15 @@ impl Job {
     }
 
     fn choose_rung(&self, ask: &Ask, lent: &mut Lent<'_>) -> (Rung, RungReason) {
-        let (memory_max_above, oom_group_above) = match lent.cgroups.as_mut().filter(|_| lent.spawner.best.shares_memory()) {
-            Some(tree) => tree.memory_above(),
-            None => (false, false),
+        let above = match lent.cgroups.as_mut().filter(|_| lent.spawner.best.shares_memory()) {
+            Some(tree) => tree.limits_above(),
+            None => LimitsAbove::default(),
         };
         let is_frozen = || match (lent.cgroups.as_ref(), self.cgroup.as_ref()) {
             (Some(tree), Some(cgroup)) => tree.is_frozen(cgroup),
             _ => false,
         };
-        lent.spawner.choose(ask, memory_max_above, oom_group_above, is_frozen)
+        lent.spawner.choose(ask, above, is_frozen)
     }
 
     fn spawn(&self, unspawned: Unspawned, slot: &mut Option<Slot>, lent: &mut Lent<'_>) -> Result<Process, StartFailure> {
@@ -370,7 +373,9 @@ impl Job {
         self.confirmed = true;
         self.wait_for_start(timeout);
         self.on_report(lent);
-        if self.failure.is_some() {
+        // A child that was killed on its way lets go of its link, or slot, as one does that executes its program.
+        let is_dying = || !self.life.is_starting() && self.process.as_ref().is_some_and(Process::ends_before_exec);
+        if self.failure.is_some() || is_dying() {
             // The child is on its last instruction; one that is held there (stopped, frozen) is left to the loop.
             if let Some(process) = &self.process {
                 process.wait_dead(timeout.max(Duration::from_millis(100)));
@@ -390,7 +395,7 @@ impl Job {
 
     /// Lets the loop wait for the program to be executed.
     pub(crate) fn watch_start(&mut self, lent: &mut Lent<'_>) -> io::Result<()> {
-        if let Some(link) = self.process.as_ref().and_then(Process::link) {
+        if let Some(link) = self.process.as_ref().and_then(Process::link).filter(|_| !self.report_registered) {
             lent.register(link.as_raw_fd(), self.key, Source::Report)?;
             self.report_registered = true;
         }
@@ -668,20 +673,22 @@ impl Job {
     }
 
     fn on_pidfd(&mut self, lent: &mut Lent<'_>) {
-        if self.life.is_starting() {
+        if self.life.exit().is_some() || self.is_finished() {
+            self.reap_late(lent);
+            return;
+        }
+        let peeked = self.process.as_mut().map_or(Ok(None), Process::peek);
+        self.doubt_start(peeked.as_ref().ok().copied().flatten().map(|(exit, _)| exit), lent);
+        let is_decided = self.process.as_ref().is_none_or(Process::is_decided);
+        if self.life.is_starting() && !is_decided {
             // A failure would stand on the link by now. That may still be open, in a child of another thread between its fork and its exec.
             let input = self.read_report(lent).unwrap_or(Input::Executed);
             self.decide_start(lent);
             let _ = self.feed(input, lent);
         }
-        if self.life.exit().is_some() || self.is_finished() {
-            self.reap_late(lent);
-            return;
-        }
-        self.doubt_start(lent);
         let Some(process) = &mut self.process else { return };
         // Without a cgroup the group is killed while its leader is a zombie; then its id cannot be somebody else's.
-        let ended = if self.had_cgroup || self.failure.is_some() { process.reap() } else { process.peek() };
+        let ended = if self.had_cgroup || self.failure.is_some() { process.reap() } else { peeked };
         match ended {
             Ok(Some((exit, usage))) => {
                 self.usage = usage.map(Box::new);
@@ -699,14 +706,17 @@ impl Job {
     /// A child that is killed on its way closes its link, and leaves its slot, as one does that executes its program; only then is it seen to be dead.
     /// A look at the zombie tells the two apart. (One that the kernel kills past the point of no return, in the midst of the exec, cannot be told
     /// from a program that dies at its first instruction.)
-    fn doubt_start(&mut self, lent: &mut Lent<'_>) {
-        let is_doubtful = self.executed_at.is_some_and(|at| lent.now.saturating_duration_since(at) < DOUBT_TIME);
-        if self.failure.is_some() || self.life.stop_reason().is_some() || !is_doubtful {
+    fn doubt_start(&mut self, ended: Option<Exit>, lent: &mut Lent<'_>) {
+        let is_doubtful = self.executed_at.is_none_or(|at| lent.now.saturating_duration_since(at) < DOUBT_TIME);
+        let Some(Exit::Signal { signal, .. }) = ended else { return };
+        if self.failure.is_some() || !is_doubtful || !self.process.as_ref().is_some_and(Process::ends_before_exec) {
             return;
         }
-        if let Some(signal) = self.process.as_mut().and_then(Process::killed_before_exec) {
+        self.decide_start(lent);
+        self.notices &= !(Notice::Started as u8);
+        // A stop that was asked for is told as one.
+        if self.life.stop_reason().is_none() {
             self.failure = Some(Box::new(StartFailure::killed(signal)));
-            self.notices &= !(Notice::Started as u8);
             let _ = self.feed(Input::StartFailed, lent);
         }
     }

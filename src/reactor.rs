@@ -198,8 +198,10 @@ impl Reactor {
 
     /// Waits up to `timeout` for one of the children on spawn slots to come off, and looks.
     pub(crate) fn wait_for_slot(&mut self, table: &mut Table, timeout: Duration) {
-        if let Some(job) = self.queues.in_flight.first().and_then(|key| table.get(*key)) {
-            job.wait_for_start(timeout);
+        match self.queues.in_flight.first().and_then(|key| table.get(*key)) {
+            Some(job) => job.wait_for_start(timeout),
+            // Nobody is on a slot, and still there is none: they are lost.
+            None => std::thread::sleep(timeout),
         }
         self.look_at_starts(table);
     }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use crate::job::{Host, Job};
+use crate::job::{Host, Job, SLOT_WAIT_MAX};
 use crate::kernel::process;
 use crate::kernel::stream::LogStream;
 use crate::logic::token::Key;
@@ -306,11 +306,16 @@ impl Worker {
     fn see_started(&mut self, key: Key, confirm: bool) -> Result<(), StartFailure> {
         let mut timeout = self.reactor.settings.confirm_timeout;
         if confirm {
-            let deadline = Instant::now().checked_add(timeout);
-            while self.table.get(key).is_some_and(Job::is_waiting_for_slot) && !timeout.is_zero() {
-                self.reactor.wait_for_slot(&mut self.table, timeout.min(SLOT_LOOK_EVERY));
-                timeout = deadline.map_or(timeout, |deadline| deadline.saturating_duration_since(Instant::now()));
+            let began = Instant::now();
+            // Half of the time is for the slot, the other half for the program.
+            let slot_timeout = SLOT_WAIT_MAX.min(timeout / 2);
+            while self.table.get(key).is_some_and(Job::is_waiting_for_slot) && began.elapsed() < slot_timeout {
+                self.reactor.wait_for_slot(&mut self.table, SLOT_LOOK_EVERY);
             }
+            if let Some(job) = self.table.get_mut(key).filter(|job| job.is_waiting_for_slot()) {
+                job.on_slot(true, &mut self.reactor.lend());
+            }
+            timeout = timeout.saturating_sub(began.elapsed());
         }
         let Some(job) = self.table.get_mut(key) else { return Ok(()) };
         let lent = &mut self.reactor.lend();

@@ -4,7 +4,7 @@ use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -12,6 +12,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
 use crate::logic::kernel_text;
+use crate::logic::ladder::LimitsAbove;
 use crate::model::capabilities::CgroupReport;
 use crate::model::error::BuildError;
 use crate::model::settings::CgroupBase;
@@ -36,8 +37,8 @@ pub(crate) struct CgroupTree {
     directory: OwnedFd,
     /// Whether the base is a directory of workers only: made when it is not there, removed by the last one to leave.
     is_own: bool,
-    /// The base and the cgroups above it, as far as the host is not in them.
-    above: Vec<Above>,
+    /// The base and the cgroups above it, as far as the host is not in them; `None` if they are out of sight.
+    above: Option<Vec<Above>>,
     /// A descriptor in reserve: a tree is killed also when this process, or the machine, can open no more files.
     spare: Option<OwnedFd>,
 }
@@ -101,7 +102,7 @@ impl CgroupTree {
         match rustix::fs::accessat(&directory, "cgroup.kill", rustix::fs::Access::WRITE_OK, AtFlags::EACCESS) {
             Ok(()) => {
                 let spare = Some(rustix::io::fcntl_dupfd_cloexec(&directory, 3)?);
-                let above = cgroups_above(&mount, &base)?;
+                let above = cgroups_above(&base)?;
                 Ok(Self { mount, base, directory, is_own, above, spare })
             }
             Err(Errno::NOENT) => {
@@ -131,7 +132,7 @@ impl CgroupTree {
             // Another worker, ending, has removed the base that we share.
             Err(Errno::NOENT) => {
                 (self.directory, self.is_own) = open_base(&self.base)?;
-                self.above = cgroups_above(&self.mount, &self.base)?;
+                self.above = cgroups_above(&self.base)?;
                 rustix::fs::mkdirat(&self.directory, name, Mode::from_raw_mode(0o755))?;
             }
             other => other?,
@@ -151,14 +152,10 @@ impl CgroupTree {
         }
     }
 
-    /// Whether a cgroup above the jobs' own, but not above the host's, has a `memory.max`, and whether one has `memory.oom.group`.
-    pub(crate) fn memory_above(&mut self) -> (bool, bool) {
-        let mut found = (false, false);
-        for above in &mut self.above {
-            let (limited, grouped) = above.memory();
-            found = (found.0 || limited, found.1 || grouped);
-        }
-        found
+    /// What limits the cgroups above the jobs' own, as far as they are not above the host's.
+    pub(crate) fn limits_above(&mut self) -> LimitsAbove {
+        let Some(above) = &mut self.above else { return LimitsAbove::ALL };
+        above.iter_mut().map(Above::limits).fold(LimitsAbove::default(), LimitsAbove::or)
     }
 
     /// Whether the job's cgroup is frozen, as one is from birth below a frozen one.
@@ -251,39 +248,75 @@ impl Drop for CgroupTree {
     }
 }
 
+/// The files of a cgroup above that are looked at.
+const ABOVE_FILES: [&str; 3] = ["memory.max", "memory.oom.group", "cpu.max"];
+
 /// A cgroup that holds jobs but not the host.
 #[derive(Debug)]
 struct Above {
     directory: OwnedFd,
-    /// Its `memory.max` and `memory.oom.group`, as long as it has the controller "memory".
-    files: Option<[OwnedFd; 2]>,
+    controllers: OwnedFd,
+    /// What stood in `cgroup.controllers` when `files` were opened.
+    had: Vec<u8>,
+    /// Those of `ABOVE_FILES` that it has.
+    files: [Option<OwnedFd>; ABOVE_FILES.len()],
 }
 
 impl Above {
-    /// Whether it has a `memory.max`, and whether it has `memory.oom.group`. One that cannot be read counts as one that has both.
-    fn memory(&mut self) -> (bool, bool) {
-        let open = |name| rustix::fs::openat(&self.directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-        if self.files.is_none() {
-            match open("memory.max").and_then(|max| Ok([max, open("memory.oom.group")?])) {
-                Ok(files) => self.files = Some(files),
-                // No such controller here: the limits of a cgroup further up hold.
-                Err(Errno::NOENT) => return (false, false),
-                Err(_) => return (true, true),
+    fn open(directory: &Path) -> io::Result<Self> {
+        let directory = rustix::fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let controllers = rustix::fs::openat(&directory, "cgroup.controllers", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let mut above = Self { directory, controllers, had: Vec::new(), files: Default::default() };
+        // Its files are opened now, as far as it has them.
+        above.limits();
+        Ok(above)
+    }
+
+    /// Its limits. What cannot be read counts as limited.
+    fn limits(&mut self) -> LimitsAbove {
+        let mut content = [0_u8; 256];
+        let Ok(length) = rustix::io::pread(&self.controllers, &mut content[..], 0) else { return LimitsAbove::ALL };
+        let controllers = content.get(..length).unwrap_or_default();
+        // Once more if a controller was taken away and given back in between.
+        for _ in 0..2 {
+            if self.had != controllers && !self.open_files(controllers) {
+                return LimitsAbove::ALL;
+            }
+            match self.read_files() {
+                Err(Errno::NODEV) => self.had.clear(),
+                Err(_) => return LimitsAbove::ALL,
+                Ok(limits) => return limits,
             }
         }
-        let Some([max, group]) = &self.files else { return (true, true) };
-        let mut value = [0_u8; 4];
-        let limited = match rustix::io::pread(max, &mut value[..], 0) {
-            Ok(read) => value.get(..read).is_none_or(|value| value != b"max\n"),
-            // The controller, or the cgroup, has gone.
-            Err(Errno::NODEV) => {
-                self.files = None;
-                return (false, false);
-            }
-            Err(_) => true,
+        LimitsAbove::ALL
+    }
+
+    fn open_files(&mut self, controllers: &[u8]) -> bool {
+        for (file, name) in self.files.iter_mut().zip(ABOVE_FILES) {
+            *file = match rustix::fs::openat(&self.directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+                Ok(file) => Some(file),
+                // No such controller here: the limits of a cgroup further up hold.
+                Err(Errno::NOENT) => None,
+                Err(_) => return false,
+            };
+        }
+        self.had = controllers.to_vec();
+        true
+    }
+
+    fn read_files(&self) -> rustix::io::Result<LimitsAbove> {
+        let starts_with = |file: &Option<OwnedFd>, unlimited: &[u8]| {
+            let Some(file) = file else { return Ok(true) };
+            let mut value = [0_u8; 3];
+            let length = rustix::io::pread(file, &mut value[..], 0)?;
+            Ok(value.get(..length).unwrap_or_default().starts_with(unlimited))
         };
-        let grouped = !matches!(rustix::io::pread(group, &mut value[..1], 0), Ok(1) if value[0] == b'0');
-        (limited, grouped)
+        let [memory_max, oom_group, cpu_max] = &self.files;
+        Ok(LimitsAbove {
+            memory_max: !starts_with(memory_max, b"max")?,
+            oom_group: !starts_with(oom_group, b"0")?,
+            cpu_max: !starts_with(cpu_max, b"max")?,
+        })
     }
 }
 
@@ -304,27 +337,30 @@ fn mounts() -> io::Result<Vec<PathBuf>> {
     Ok(kernel_text::cgroup2_mounts(&mountinfo).into_iter().map(|mount| mount.mount_point).collect())
 }
 
-/// The base and the cgroups above it, up to the root of the hierarchy (which has no limits) or the first that holds this process, too: an
-/// out-of-memory kill in that one can hit the host whatever its jobs do.
-fn cgroups_above(mount: &Path, base: &Path) -> io::Result<Vec<Above>> {
-    let own = own_directory(mount);
+/// The base and the cgroups above it, up to the root of the hierarchy (which has no limits) or the first that holds this process, too: what that one
+/// runs out of, the host does anyway. `None` if some of them are out of sight: behind a mount of a part of the hierarchy in which this process is not.
+fn cgroups_above(base: &Path) -> io::Result<Option<Vec<Above>>> {
+    // What stands above a symbolic link is not above what it leads to.
+    let base = fs::canonicalize(base)?;
+    let mountinfo = fs::read("/proc/self/mountinfo")?;
+    let mounts = kernel_text::cgroup2_mounts(&mountinfo);
+    let Some(mount) =
+        mounts.iter().filter(|mount| base.starts_with(&mount.mount_point)).max_by_key(|mount| mount.mount_point.as_os_str().len())
+    else {
+        return Ok(None);
+    };
+    let own = kernel_text::own_cgroup(&fs::read("/proc/self/cgroup")?);
+    // One that is outside our cgroup namespace has a path that leads upwards.
+    let own = own.filter(|own| !own.components().any(|part| part == Component::ParentDir));
+    let own = own.and_then(|own| below_mount(mount, &own));
     let mut above = Vec::new();
-    for directory in base.ancestors().take_while(|directory| *directory != mount && directory.starts_with(mount)) {
+    for directory in base.ancestors().take_while(|directory| directory.starts_with(&mount.mount_point)) {
         if own.as_ref().is_some_and(|own| own.starts_with(directory)) {
-            break;
+            return Ok(Some(above));
         }
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        above.push(Above { directory: rustix::fs::open(directory, flags, Mode::empty())?, files: None });
+        above.push(Above::open(directory)?);
     }
-    Ok(above)
-}
-
-/// Our own cgroup as it is seen below this mount; not there if it is outside.
-fn own_directory(mount: &Path) -> Option<PathBuf> {
-    let mountinfo = fs::read("/proc/self/mountinfo").ok()?;
-    let own = kernel_text::own_cgroup(&fs::read("/proc/self/cgroup").ok()?)?;
-    let mount = kernel_text::cgroup2_mounts(&mountinfo).into_iter().rfind(|found| found.mount_point == mount)?;
-    below_mount(&mount, &own)
+    Ok((mount.root == Path::new("/")).then_some(above))
 }
 
 /// Where `own`, a path inside the hierarchy, is to be found below `mount`, which may show only a part of it.

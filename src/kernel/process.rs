@@ -31,6 +31,7 @@ const DEFAULT_PATH: &str = "/bin:/usr/bin";
 pub(crate) struct Process {
     pid: i32,
     pidfd: OwnedFd,
+    rung: Rung,
     /// How its start fares, until that is decided.
     start: Option<Box<Start>>,
     reaped: bool,
@@ -94,6 +95,7 @@ impl Launch {
             fds: 3 + command.fds.len(),
             changes_ids: is_other_user || command.gid.is_some_and(|gid| gid != rustix::process::getegid().as_raw()),
             is_other_user,
+            keeps_capability: is_other_user && command.uid != Some(0),
             sets_oom_score_adj: command.oom_score_adj.is_some(),
             memory_max: command.limits.memory_max,
         };
@@ -118,11 +120,14 @@ impl Launch {
         fds.extend(self.fds.iter().map(|(number, fd)| (fd.as_fd(), *number)));
         let cgroup = place.map(|(fd, _)| if rung == Rung::Fork { Cgroup::Procs(fd) } else { Cgroup::Directory(fd) });
         match spawn::spawn(sys_rung(rung), self.program, &fds, cgroup, slot) {
-            Ok(Spawned { pid, pidfd, start }) => Ok(Process { pid, pidfd, start: Some(Box::new(start)), reaped: false }),
+            Ok(Spawned { pid, pidfd, start, rung: taken }) => {
+                // Descriptors that cannot be sent have it made on another rung.
+                let rung = if taken == sys_rung(rung) { rung } else { Rung::ForkLike };
+                Ok(Process { pid, pidfd, rung, start: Some(Box::new(start)), reaped: false })
+            }
             Err(error) => {
                 let (step, path) = match error.step {
                     ParentStep::Report => (Step::Pipe, None),
-                    ParentStep::Send => (Step::SendFds, None),
                     ParentStep::Clone => (Step::Clone, None),
                     ParentStep::Cgroup => (Step::Cgroup, place.map(|(_, path)| path)),
                     ParentStep::Pidfd => (Step::Watch, None),
@@ -163,6 +168,11 @@ impl Process {
         self.pid
     }
 
+    /// The rung that it was made on.
+    pub(crate) fn rung(&self) -> Rung {
+        self.rung
+    }
+
     pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
@@ -188,6 +198,11 @@ impl Process {
         self.start.as_ref()?.link()
     }
 
+    /// Whether the start is decided.
+    pub(crate) fn is_decided(&self) -> bool {
+        self.start.is_none()
+    }
+
     /// Whether the start is not decided, and nothing but a look at it will tell.
     pub(crate) fn is_to_be_looked_at(&self) -> bool {
         self.start.as_ref().is_some_and(|start| start.link().is_none())
@@ -198,12 +213,10 @@ impl Process {
         self.start.take().map(|start| *start)
     }
 
-    /// The signal that killed it, if one did, before it had executed any program.
-    pub(crate) fn killed_before_exec(&mut self) -> Option<Signal> {
-        let Ok(Some((Exit::Signal { signal, .. }, _))) = self.peek() else { return None };
-        // The zombie is still ours, and so is its number.
-        let stat = std::fs::read(format!("/proc/{}/stat", self.pid)).ok()?;
-        (kernel_text::is_before_exec(&stat) == Some(true)).then_some(signal)
+    /// Whether it ends, or has ended, without having executed any program.
+    pub(crate) fn ends_before_exec(&self) -> bool {
+        // As long as nobody has reaped it, its number is its own.
+        !self.reaped && std::fs::read(format!("/proc/{}/stat", self.pid)).is_ok_and(|stat| kernel_text::ends_before_exec(&stat))
     }
 
     /// Whether it is dead, waiting up to `timeout` for that.

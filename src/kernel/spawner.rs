@@ -6,8 +6,9 @@ use std::os::fd::OwnedFd;
 pub(crate) use iron_exec_sys::spawn::Slot;
 use iron_exec_sys::spawn::{SLOT_FDS_MAX, Start};
 use rustix::fs::{Mode, OFlags};
+use rustix::thread::CapabilitiesSecureBits;
 
-use crate::logic::ladder::{self, Ask, Surroundings};
+use crate::logic::ladder::{self, Ask, LimitsAbove, Surroundings};
 use crate::model::capabilities::{Rung, RungReason};
 
 /// Of the descriptors that the process may have open, one in so many pays for a slot; a slot takes two.
@@ -26,6 +27,7 @@ pub(crate) struct Spawner {
     pub(crate) best: Rung,
     keep_dumpable: bool,
     suid_dumpable: Option<OwnedFd>,
+    keep_caps_locked: bool,
     /// Slots that nobody is on. All are made with the spawner, before the host opens much else: the descriptors below them are a child's, too, for a
     /// moment, and cost it time.
     idle: Vec<Slot>,
@@ -42,20 +44,24 @@ impl Spawner {
         idle.reverse();
         let low_fds = idle.first().map_or(0, Slot::top);
         let suid_dumpable = rustix::fs::open("/proc/sys/fs/suid_dumpable", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok();
-        Ok(Self { best, keep_dumpable, suid_dumpable, idle, low_fds })
+        // A host that is not root would lose its own /proc/self to root with the first job of another user.
+        let keep_dumpable = keep_dumpable || !rustix::process::geteuid().is_root();
+        let bits = rustix::thread::capabilities_secure_bits();
+        let keep_caps_locked = bits.is_ok_and(|bits| bits.contains(CapabilitiesSecureBits::KEEP_CAPS_LOCKED));
+        Ok(Self { best, keep_dumpable, suid_dumpable, keep_caps_locked, idle, low_fds })
     }
 
     /// Chooses the rung of a start; `is_frozen` is asked only where that matters.
-    pub(crate) fn choose(
-        &self,
-        ask: &Ask,
-        memory_max_above: bool,
-        oom_group_above: bool,
-        is_frozen: impl FnOnce() -> bool,
-    ) -> (Rung, RungReason) {
-        let suid_dumpable = ask.changes_ids && self.best.shares_memory() && self.is_suid_dumpable();
-        let around = Surroundings { memory_max_above, oom_group_above, keep_dumpable: self.keep_dumpable, suid_dumpable };
-        ladder::choose(self.best, ask, around, SLOT_FDS_MAX, is_frozen)
+    pub(crate) fn choose(&self, ask: &Ask, above: LimitsAbove, is_frozen: impl FnOnce() -> bool) -> (Rung, RungReason) {
+        let around = Surroundings {
+            above,
+            keep_dumpable: self.keep_dumpable,
+            suid_dumpable: ask.changes_ids && self.best.shares_memory() && self.is_suid_dumpable(),
+            keep_caps_locked: self.keep_caps_locked,
+            fds_max: SLOT_FDS_MAX,
+            page_bytes: rustix::param::page_size() as u64,
+        };
+        ladder::choose(self.best, ask, &around, is_frozen)
     }
 
     /// Whether memory stays dumpable when a process in it takes other ids: `fs.suid_dumpable` is 1, or nobody knows.

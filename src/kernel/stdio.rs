@@ -51,7 +51,7 @@ impl Stdio {
             Stdin::Inherit => (ChildEnd::Made(duplicate(rustix::stdio::stdin())?), None),
             Stdin::Piped => {
                 let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-                (ChildEnd::Made(raised(read, low_fds)?), Some(write))
+                (ChildEnd::Made(raised(read, low_fds)?), Some(raised(write, low_fds)?))
             }
         };
         let null = || ChildEnd::Shared(Arc::clone(null));

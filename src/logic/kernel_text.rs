@@ -60,15 +60,16 @@ pub(crate) fn frozen(cgroup_events: &[u8]) -> bool {
     lines(cgroup_events).any(|line| line == b"frozen 1")
 }
 
-/// Whether a process has never executed a program, from the text of `/proc/PID/stat`: it carries PF_FORKNOEXEC among its flags, the ninth field.
-/// The second field is a name in brackets, which can hold anything, brackets too.
-pub(crate) fn is_before_exec(stat: &[u8]) -> Option<bool> {
+/// Whether a process ends, or has ended, without having executed a program, from the text of `/proc/PID/stat`: among its flags, the ninth field, are
+/// PF_EXITING and PF_FORKNOEXEC. The second field is a name in brackets, which can hold anything, brackets too.
+pub(crate) fn ends_before_exec(stat: &[u8]) -> bool {
+    const PF_EXITING: u64 = 0x4;
     const PF_FORKNOEXEC: u64 = 0x40;
     const FLAGS_AFTER_NAME: usize = 6;
-    let after_name = stat.rsplit(|&byte| byte == b')').next()?;
-    let flags = after_name.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty()).nth(FLAGS_AFTER_NAME)?;
-    let flags: u64 = str::from_utf8(flags).ok()?.parse().ok()?;
-    Some(flags & PF_FORKNOEXEC != 0)
+    let after_name = stat.rsplit(|&byte| byte == b')').next().unwrap_or_default();
+    let flags = after_name.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty()).nth(FLAGS_AFTER_NAME);
+    let flags: Option<u64> = flags.and_then(|flags| str::from_utf8(flags).ok()?.parse().ok());
+    flags.is_some_and(|flags| flags & PF_EXITING != 0 && flags & PF_FORKNOEXEC != 0)
 }
 
 /// The words of a file such as `cgroup.controllers`. Words that are not UTF-8 are left out.
@@ -195,6 +196,17 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_ends_before_its_program_is_told_by_its_flags() {
+        let stat = |flags: u32| format!("42 (a) b) (c) Z 1 42 42 0 -1 {flags} 7 0 0\n").into_bytes();
+        assert!(ends_before_exec(&stat(0x44)));
+        assert!(ends_before_exec(&stat(0x0040_0044)));
+        assert!(!ends_before_exec(&stat(0x40)), "on its way");
+        assert!(!ends_before_exec(&stat(0x4)), "a program that has ended");
+        assert!(!ends_before_exec(b"42 (a) Z 1 42"));
+        assert!(!ends_before_exec(b""));
+    }
+
+    #[test]
     fn words_are_what_stands_between_white_space() {
         assert_eq!(words(b"cpuset cpu io memory pids\n"), ["cpuset", "cpu", "io", "memory", "pids"]);
         assert_eq!(words(b"  cpu\t io \n\n"), ["cpu", "io"]);
@@ -221,6 +233,8 @@ mod tests {
                 cgroup2_mounts(&text);
                 own_cgroup(&text);
                 populated(&text);
+                frozen(&text);
+                ends_before_exec(&text);
                 words(&text);
             }
         }

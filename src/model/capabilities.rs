@@ -70,6 +70,13 @@ pub enum RungReason {
     KeepDumpable,
     /// The job gets more descriptors than one message carries.
     ManyFds,
+    /// One of the job's descriptors cannot be sent to a process (an io_uring instance, say), or too many are on their way.
+    NotSendable,
+    /// A cgroup above the job's, in which the host is not, has a `cpu.max`: a child that is not let run may hold a lock of the host's memory.
+    CpuMaxAbove,
+    /// A child with another user id cannot keep a capability until its exec, which is one of the two locks on its memory (capabilities(7):
+    /// SECBIT_KEEP_CAPS_LOCKED).
+    KeepCapsLocked,
     /// Every spawn slot was held for too long by a child that cannot come off, or none could be made.
     SlotsBusy,
 }
@@ -88,6 +95,9 @@ impl RungReason {
             RungReason::SuidDumpable => "fs.suid_dumpable",
             RungReason::KeepDumpable => "keep_dumpable",
             RungReason::ManyFds => "many descriptors",
+            RungReason::NotSendable => "descriptors not sendable",
+            RungReason::CpuMaxAbove => "cpu.max above",
+            RungReason::KeepCapsLocked => "keep_caps locked",
             RungReason::SlotsBusy => "spawn slots busy",
         }
     }

@@ -78,8 +78,6 @@ pub enum Step {
     Limit,
     /// A spawn slot was waited for.
     Slot,
-    /// The child's file descriptors were sent to it: sendmsg(2).
-    SendFds,
     /// The process was made (clone3(2), fork(2)).
     Clone,
     /// The process was put into the loop (epoll_ctl(2), pidfd_open(2)).
@@ -125,7 +123,6 @@ impl Step {
             Step::Cgroup => "cgroup",
             Step::Limit => "limit",
             Step::Slot => "slot",
-            Step::SendFds => "send_fds",
             Step::Clone => "clone",
             Step::Watch => "watch",
             Step::Dup => "dup",
@@ -213,7 +210,6 @@ impl StartFailure {
                 "its controller is not enabled for the cgroup base: write \"+memory\" to cgroup.subtree_control of every cgroup above"
             }
             (Step::Slot, errno::ECANCELED) => "the job was stopped before it was started",
-            (Step::SendFds, errno::ETOOMANYREFS) => "this user has too many descriptors in flight between processes: raise RLIMIT_NOFILE",
             (Step::Exec, errno::EAGAIN) => "the user is at its limit of processes: see RLIMIT_NPROC",
             (Step::Exec, errno::E2BIG) => "the arguments and environment are larger than the kernel takes: see RLIMIT_STACK and execve(2)",
             (Step::Exec, errno::ENOEXEC) => "the file is neither a binary for this machine nor a script with a #! line",
@@ -463,6 +459,5 @@ pub(crate) mod errno {
     pub(crate) const EMFILE: i32 = 24;
     pub(crate) const ENOSYS: i32 = 38;
     pub(crate) const EOPNOTSUPP: i32 = 95;
-    pub(crate) const ETOOMANYREFS: i32 = 109;
     pub(crate) const ECANCELED: i32 = 125;
 }

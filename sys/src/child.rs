@@ -207,17 +207,31 @@ fn prepare(plan: &mut Plan, link: &mut Link<'_>) -> Result<(), Failure> {
     for &(resource, soft, hard) in &setup.rlimits {
         raw::setrlimit(resource, soft, hard).map_err(|errno| (ChildStep::Rlimit, errno, resource))?;
     }
-    if let Some(nice) = setup.nice {
-        raw::setpriority_self(nice).map_err(|errno| (ChildStep::Nice, errno, 0))?;
+    // Back first, forth last: taking precedence may need a right that the new user does not have, and who shares the host's memory may hold one of
+    // its locks for a moment, so it does not become slow before it must.
+    let is_slower = setup.nice.is_some_and(|nice| raw::nice() < nice);
+    if !is_slower {
+        be_nice(setup)?;
     }
-    become_user(setup)?;
+    become_user(setup, matches!(link, Link::Memory(_)))?;
     if let Some(cwd) = plan.image.cwd() {
         raw::chdir(cwd).map_err(|errno| (ChildStep::Chdir, errno, 0))?;
     }
     if setup.no_new_privs {
         raw::set_no_new_privs().map_err(|errno| (ChildStep::NoNewPrivs, errno, 0))?;
     }
-    reset_signals().map_err(|errno| (ChildStep::Signals, errno, 0))
+    reset_signals().map_err(|errno| (ChildStep::Signals, errno, 0))?;
+    if is_slower {
+        be_nice(setup)?;
+    }
+    Ok(())
+}
+
+fn be_nice(setup: &ChildSetup) -> Result<(), Failure> {
+    match setup.nice {
+        Some(nice) => raw::setpriority_self(nice).map_err(|errno| (ChildStep::Nice, errno, 0)),
+        None => Ok(()),
+    }
 }
 
 /// Changes groups and ids.
@@ -225,8 +239,8 @@ fn prepare(plan: &mut Plan, link: &mut Link<'_>) -> Result<(), Failure> {
 /// From here to the exec the job's user owns a process whose memory is the host's, or a copy of it. Two things keep that user out, each enough by
 /// itself: the kernel makes memory non-dumpable as the ids change (unless `fs.suid_dumpable` is 1; we make sure of it), and a process may trace, or
 /// read the memory of, only one whose permitted capabilities it has (ptrace(2)): CAP_SETUID stays permitted, and nothing effective, until the exec
-/// takes it.
-fn become_user(setup: &ChildSetup) -> Result<(), Failure> {
+/// takes it. Where the capability cannot be kept (SECBIT_KEEP_CAPS_LOCKED, no CAP_SETUID), a child whose memory is a copy goes on without.
+fn become_user(setup: &ChildSetup, shares_memory: bool) -> Result<(), Failure> {
     if let Some(groups) = &setup.groups {
         raw::setgroups(groups).map_err(|errno| (ChildStep::Setgroups, errno, 0))?;
     }
@@ -236,12 +250,17 @@ fn become_user(setup: &ChildSetup) -> Result<(), Failure> {
     let Some(uid) = setup.uid else { return Ok(()) };
     let failed = |errno| (ChildStep::Setuid, errno, 0);
     if setup.drop_capabilities {
-        raw::keep_capabilities().map_err(failed)?;
+        // If it is refused, so is what follows.
+        let _ = raw::keep_capabilities();
     }
     raw::setresuid(uid).map_err(failed)?;
     if setup.drop_capabilities {
         // From one user to another, neither root, the kernel keeps all of them; ambient ones would even live through the exec.
-        raw::permit_setuid_only().map_err(failed)?;
+        match raw::permit_capabilities(raw::CAP_SETUID) {
+            Err(_) if !shares_memory => raw::permit_capabilities(0),
+            permitted => permitted,
+        }
+        .map_err(failed)?;
         raw::set_not_dumpable().map_err(failed)?;
     }
     Ok(())

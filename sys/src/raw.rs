@@ -80,6 +80,13 @@ pub(crate) fn setpriority_self(nice: i32) -> Result<(), Errno> {
     plain(libc::SYS_setpriority, [libc::PRIO_PROCESS as usize, 0, nice as usize, 0, 0, 0]).map(drop)
 }
 
+/// Our nice value; 0 if it cannot be had.
+pub(crate) fn nice() -> i32 {
+    // The raw call answers 20 minus the value, which is never an error number.
+    plain(libc::SYS_getpriority, [libc::PRIO_PROCESS as usize, 0, 0, 0, 0, 0])
+        .map_or(0, |twenty_minus| 20_i32.wrapping_sub(twenty_minus as i32))
+}
+
 pub(crate) fn setresgid(gid: u32) -> Result<(), Errno> {
     plain(libc::SYS_setresgid, [gid as usize, gid as usize, gid as usize, 0, 0, 0]).map(drop)
 }
@@ -93,13 +100,14 @@ pub(crate) fn keep_capabilities() -> Result<(), Errno> {
     plain(libc::SYS_prctl, [libc::PR_SET_KEEPCAPS as usize, 1, 0, 0, 0, 0]).map(drop)
 }
 
-/// Leaves CAP_SETUID in the permitted capability set, and nothing in the effective, the inheritable and with them the ambient one.
-pub(crate) fn permit_setuid_only() -> Result<(), Errno> {
-    // CAP_SETUID of linux/capability.h.
-    const CAP_SETUID: u32 = 7;
+/// CAP_SETUID of linux/capability.h, as a bit of a set.
+pub(crate) const CAP_SETUID: u32 = 1 << 7;
+
+/// Leaves `permitted` in the permitted capability set, and nothing in the effective, the inheritable and with them the ambient one.
+pub(crate) fn permit_capabilities(permitted: u32) -> Result<(), Errno> {
     // struct __user_cap_header_struct: version 3 (0x20080522), this process. Two struct __user_cap_data_struct: effective, permitted, inheritable.
     let header = [0x2008_0522_u32, 0];
-    let data = [0, 1 << CAP_SETUID, 0, 0, 0, 0];
+    let data = [0, permitted, 0, 0, 0, 0];
     let args = [(&raw const header) as usize, (&raw const data) as usize, 0, 0, 0, 0];
     // SAFETY: capset reads 8 bytes at the header and, for version 3, 24 at the data; both are arrays of this frame.
     check(unsafe { syscall6(libc::SYS_capset, args) }).map(drop)

@@ -10,7 +10,7 @@ use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
@@ -128,11 +128,17 @@ impl Slot {
     }
 
     /// Starts a child on this slot. On an error the slot and the descriptors are as before.
-    pub(crate) fn launch(self, plan: Plan, fds: &[BorrowedFd<'_>], is_vfork: bool, cgroup: Option<i32>) -> Result<Launched, NotLaunched> {
-        if let Err(errno) = self.send(fds) {
-            return Err(NotLaunched { slot: self, errno, is_send: true });
+    pub(crate) fn launch(
+        self,
+        plan: Box<Plan>,
+        fds: &[BorrowedFd<'_>],
+        is_vfork: bool,
+        cgroup: Option<i32>,
+    ) -> Result<Launched, NotLaunched> {
+        if self.send(fds).is_err() {
+            return Err(NotLaunched { slot: self, cause: Cause::NotSent(plan) });
         }
-        let plan = Box::into_raw(Box::new(plan));
+        let plan = Box::into_raw(plan);
         let control = self.control();
         control.received.store(0, Ordering::Relaxed);
         control.step.store(0, Ordering::Relaxed);
@@ -159,7 +165,7 @@ impl Slot {
                 // SAFETY: the box of just now; no child has come to be that could know it.
                 drop(unsafe { Box::from_raw(plan) });
                 self.drain();
-                Err(NotLaunched { slot: self, errno, is_send: false })
+                Err(NotLaunched { slot: self, cause: Cause::NotCloned(errno) })
             }
         }
     }
@@ -216,9 +222,14 @@ pub(crate) struct Launched {
 /// Why no child was started; the slot is free.
 pub(crate) struct NotLaunched {
     pub(crate) slot: Slot,
-    pub(crate) errno: i32,
-    /// Whether its descriptors could not be sent; otherwise the clone failed.
-    pub(crate) is_send: bool,
+    pub(crate) cause: Cause,
+}
+
+pub(crate) enum Cause {
+    /// Its descriptors could not be sent. The plan is as before.
+    NotSent(Box<Plan>),
+    /// The clone failed with this error number.
+    NotCloned(i32),
 }
 
 /// A slot with a child on it, or that was on it.
@@ -258,13 +269,19 @@ impl Flight {
     /// # Errors
     /// Those of futex(2) that are not part of waiting.
     pub(crate) fn wait(&self, timeout: Duration) -> io::Result<()> {
-        let Some(control) = self.control().filter(|control| !control.is_free()) else { return Ok(()) };
-        let timeout = rustix::thread::Timespec::try_from(timeout).ok();
-        // Not FUTEX_PRIVATE_FLAG: the kernel wakes those who wait for the word of a child in the shared way.
-        match futex::wait(&control.word, futex::Flags::empty(), 1, timeout.as_ref()) {
-            Ok(()) | Err(Errno::AGAIN | Errno::INTR | Errno::TIMEDOUT) => Ok(()),
-            Err(errno) => Err(errno.into()),
+        let Some(control) = self.control() else { return Ok(()) };
+        let deadline = Instant::now().checked_add(timeout);
+        while !control.is_free() {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let left = left.and_then(|left| rustix::thread::Timespec::try_from(left).ok());
+            // Not FUTEX_PRIVATE_FLAG: the kernel wakes those who wait for the word of a child in the shared way.
+            match futex::wait(&control.word, futex::Flags::empty(), 1, left.as_ref()) {
+                Ok(()) | Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(Errno::TIMEDOUT) => break,
+                Err(errno) => return Err(errno.into()),
+            }
         }
+        Ok(())
     }
 
     /// The plan of a child that is off.

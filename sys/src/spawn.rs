@@ -16,8 +16,8 @@ use crate::clone3;
 use crate::image::ExecImage;
 use crate::raw;
 use crate::raw::MESSAGE_FDS_MAX;
+use crate::slot::{Cause, Launched, NotLaunched};
 pub use crate::slot::{Flight, Slot, leaked_slots};
-use crate::slot::{Launched, NotLaunched};
 
 /// A way to make a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -126,6 +126,8 @@ pub struct Spawned {
     pub pidfd: OwnedFd,
     /// How it fares.
     pub start: Start,
+    /// The rung that it was made on.
+    pub rung: Rung,
 }
 
 /// The way of a child to its program, and what it is told by.
@@ -204,8 +206,6 @@ pub fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> 
 pub enum ParentStep {
     /// Making the pipe on which the child reports.
     Report,
-    /// Sending the child its descriptors: sendmsg(2).
-    Send,
     /// clone3(2) or fork(2).
     Clone,
     /// clone3(2), because of the cgroup.
@@ -273,12 +273,13 @@ fn read_report(link: BorrowedFd<'_>) -> io::Result<Report> {
 /// as the child exists ([`Rung::Vfork`]: when it is off): what it meets on its way is told by [`Spawned::start`]. The caller's copies of `fds` may be
 /// closed at once.
 ///
-/// A rung that needs a slot takes it from `slot`; after an error it is there again.
+/// A rung that needs a slot takes it from `slot`; if it was not used it is there again. Descriptors that cannot be sent to a child on a slot (an
+/// io_uring instance, say, or too many in flight, see unix(7)) make it a child of the rung [`Rung::ForkLike`].
 ///
 /// # Errors
 /// A [`SpawnError`] naming the step; no process and no descriptor is left.
 pub fn spawn(
-    rung: Rung,
+    mut rung: Rung,
     program: Program,
     fds: &[(BorrowedFd<'_>, i32)],
     cgroup: Option<Cgroup<'_>>,
@@ -297,7 +298,7 @@ pub fn spawn(
     let mut numbers: Vec<i32> = moves.iter().map(|fd| fd.to).collect();
     numbers.sort_unstable();
     let oom_score_adj = setup.oom_score_adj.map(|score| score.to_string());
-    let mut plan = Plan { image, setup, oom_score_adj, moves, numbers };
+    let mut plan = Box::new(Plan { image, setup, oom_score_adj, moves, numbers });
     if rung.needs_slot() {
         let Some(taken) = slot.take() else { return Err(invalid(ParentStep::Clone)) };
         // It would be the host's own score that changes.
@@ -307,20 +308,22 @@ pub fn spawn(
         }
         let fds: Vec<BorrowedFd<'_>> = fds.iter().map(|(fd, _)| *fd).collect();
         let launched = with_signals_blocked(|| Ok(taken.launch(plan, &fds, rung == Rung::Vfork, cgroup)))?;
-        return match launched {
-            Ok(Launched { pid, pidfd, flight }) => Ok(Spawned { pid, pidfd, start: Start::Slot(flight) }),
-            Err(NotLaunched { slot: given_back, errno, is_send }) => {
-                *slot = Some(given_back);
-                Err(if is_send { at(ParentStep::Send)(io::Error::from_raw_os_error(errno)) } else { clone_error(errno, cgroup) })
-            }
+        let NotLaunched { slot: given_back, cause } = match launched {
+            Ok(Launched { pid, pidfd, flight }) => return Ok(Spawned { pid, pidfd, start: Start::Slot(flight), rung }),
+            Err(not_launched) => not_launched,
         };
+        *slot = Some(given_back);
+        match cause {
+            Cause::NotCloned(errno) => return Err(clone_error(errno, cgroup)),
+            Cause::NotSent(unused) => (rung, plan) = (Rung::ForkLike, unused),
+        }
     }
     let (link, child_link) = link(rung).map_err(at(ParentStep::Report))?;
     let (pid, pidfd) = with_signals_blocked(|| match rung {
         Rung::Fork => fork_child(&mut plan, child_link.as_raw_fd(), cgroup, link.as_fd()),
         _ => clone_child(&mut plan, child_link.as_raw_fd(), cgroup),
     })?;
-    Ok(Spawned { pid, pidfd, start: Start::Link { report: link, image: plan.image } })
+    Ok(Spawned { pid, pidfd, start: Start::Link { report: link, image: plan.image }, rung })
 }
 
 /// Makes a child with every signal blocked: no handler of the host may run in it, and a signal to the host's group must not be lost to it either. They
