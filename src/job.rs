@@ -324,7 +324,8 @@ impl Job {
         };
         let place = place.as_ref().zip(path.as_deref()).map(|(fd, path)| (fd.as_fd(), path));
         let Unspawned { launch, stdio, .. } = unspawned;
-        let mut process = launch.spawn(self.rung, stdio.child_ends(), place, slot)?;
+        let is_suid_dumpable = launch.ask().changes_ids && lent.spawner.is_suid_dumpable();
+        let mut process = launch.spawn(self.rung, is_suid_dumpable, stdio.child_ends(), place, slot)?;
         // From here on the child alone holds its ends of the pipes.
         drop(stdio);
         if let Err(error) = lent.register(process.pidfd().as_raw_fd(), self.key, Source::Pidfd) {

@@ -88,6 +88,7 @@ impl Launch {
             gid: command.gid,
             uid: command.uid,
             drop_capabilities: is_other_user && command.uid != Some(0),
+            needs_capability: false,
             no_new_privs: command.no_new_privs,
         };
         let ask = Ask {
@@ -107,14 +108,16 @@ impl Launch {
         &self.ask
     }
 
-    /// Makes the process. A slot that it did not use stays in `slot`.
+    /// Makes the process. A slot that it did not use stays in `slot`. With `is_suid_dumpable`, changed ids leave memory open to the new user.
     pub(crate) fn spawn(
-        self,
+        mut self,
         rung: Rung,
+        is_suid_dumpable: bool,
         stdio: [(BorrowedFd<'_>, i32); 3],
         place: Option<Place<'_>>,
         slot: &mut Option<Slot>,
     ) -> Result<Process, StartFailure> {
+        self.program.setup.needs_capability = is_suid_dumpable;
         let mut fds = Vec::with_capacity(3 + self.fds.len());
         fds.extend_from_slice(&stdio);
         fds.extend(self.fds.iter().map(|(number, fd)| (fd.as_fd(), *number)));

@@ -65,7 +65,7 @@ impl Spawner {
     }
 
     /// Whether memory stays dumpable when a process in it takes other ids: `fs.suid_dumpable` is 1, or nobody knows.
-    fn is_suid_dumpable(&self) -> bool {
+    pub(crate) fn is_suid_dumpable(&self) -> bool {
         let mut value = [0_u8; 4];
         let read = self.suid_dumpable.as_ref().map(|file| rustix::io::pread(file, &mut value[..], 0));
         !matches!(read, Some(Ok(1..))) || !matches!(value[0], b'0' | b'2')

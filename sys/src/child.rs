@@ -239,7 +239,8 @@ fn be_nice(setup: &ChildSetup) -> Result<(), Failure> {
 /// From here to the exec the job's user owns a process whose memory is the host's, or a copy of it. Two things keep that user out, each enough by
 /// itself: the kernel makes memory non-dumpable as the ids change (unless `fs.suid_dumpable` is 1; we make sure of it), and a process may trace, or
 /// read the memory of, only one whose permitted capabilities it has (ptrace(2)): CAP_SETUID stays permitted, and nothing effective, until the exec
-/// takes it. Where the capability cannot be kept (SECBIT_KEEP_CAPS_LOCKED, no CAP_SETUID), a child whose memory is a copy goes on without.
+/// takes it. Where the capability cannot be kept (SECBIT_KEEP_CAPS_LOCKED), a child whose memory is a copy goes on without, unless the other lock is
+/// known to be open.
 fn become_user(setup: &ChildSetup, shares_memory: bool) -> Result<(), Failure> {
     if let Some(groups) = &setup.groups {
         raw::setgroups(groups).map_err(|errno| (ChildStep::Setgroups, errno, 0))?;
@@ -249,15 +250,18 @@ fn become_user(setup: &ChildSetup, shares_memory: bool) -> Result<(), Failure> {
     }
     let Some(uid) = setup.uid else { return Ok(()) };
     let failed = |errno| (ChildStep::Setuid, errno, 0);
+    let needs_capability = shares_memory || setup.needs_capability;
     if setup.drop_capabilities {
-        // If it is refused, so is what follows.
-        let _ = raw::keep_capabilities();
+        let kept = raw::keep_capabilities();
+        if needs_capability {
+            kept.map_err(failed)?;
+        }
     }
     raw::setresuid(uid).map_err(failed)?;
     if setup.drop_capabilities {
         // From one user to another, neither root, the kernel keeps all of them; ambient ones would even live through the exec.
         match raw::permit_capabilities(raw::CAP_SETUID) {
-            Err(_) if !shares_memory => raw::permit_capabilities(0),
+            Err(_) if !needs_capability => raw::permit_capabilities(0),
             permitted => permitted,
         }
         .map_err(failed)?;
@@ -363,14 +367,33 @@ fn write_oom_score_adj(score: &[u8]) -> Result<(), Errno> {
     written.map(drop)
 }
 
-/// Every signal back to its default action, ignored ones too (CLONE_CLEAR_SIGHAND leaves them, and Rust hosts ignore SIGPIPE), none blocked.
+/// Signals that dump core (signal(7)).
+const CORE_SIGNALS: [i32; 10] = [
+    libc::SIGQUIT,
+    libc::SIGILL,
+    libc::SIGTRAP,
+    libc::SIGABRT,
+    libc::SIGBUS,
+    libc::SIGFPE,
+    libc::SIGSEGV,
+    libc::SIGXCPU,
+    libc::SIGXFSZ,
+    libc::SIGSYS,
+];
+
+/// Every signal back to its default action, ignored ones too (CLONE_CLEAR_SIGHAND leaves them, and Rust hosts ignore SIGPIPE), none blocked. Those that
+/// dump core get theirs by the exec, which takes a handler away: until then they kill without one, for it would be a core of the host's memory.
 fn reset_signals() -> Result<(), Errno> {
     for number in 1..=64 {
         if number != libc::SIGKILL && number != libc::SIGSTOP {
-            raw::default_action(number)?;
+            raw::set_action(number, CORE_SIGNALS.contains(&number).then_some(die_without_core as extern "C" fn(i32) -> !))?;
         }
     }
     raw::set_signal_mask(0).map(drop)
+}
+
+extern "C" fn die_without_core(_signal: i32) -> ! {
+    raw::die()
 }
 
 /// Tries the candidates as execvp(3) does; returns what to report when none could be executed.

@@ -122,6 +122,14 @@ pub(crate) fn set_no_new_privs() -> Result<(), Errno> {
     plain(libc::SYS_prctl, [libc::PR_SET_NO_NEW_PRIVS as usize, 1, 0, 0, 0, 0]).map(drop)
 }
 
+/// Kills this process with SIGKILL.
+pub(crate) fn die() -> ! {
+    if let Ok(own) = plain(libc::SYS_getpid, [0; 6]) {
+        let _ = plain(libc::SYS_kill, [own, libc::SIGKILL as usize, 0, 0, 0, 0]);
+    }
+    exit_group(127)
+}
+
 pub(crate) fn exit_group(code: i32) -> ! {
     loop {
         let _ = plain(libc::SYS_exit_group, [code as usize, 0, 0, 0, 0, 0]);
@@ -220,12 +228,18 @@ pub(crate) fn sleep_ms(milliseconds: u64) {
     let _ = check(unsafe { syscall6(libc::SYS_nanosleep, args) });
 }
 
-/// Gives signal `number` its default action.
-pub(crate) fn default_action(number: i32) -> Result<(), Errno> {
-    // The kernel's struct sigaction: handler (SIG_DFL is 0), flags, restorer, mask: 32 bytes, all zero here.
-    let action = [0_u64; 4];
+/// Gives signal `number` a handler that does not come back, or its default action.
+pub(crate) fn set_action(number: i32, handler: Option<extern "C" fn(i32) -> !>) -> Result<(), Errno> {
+    // Of the kernel, the same on both architectures; x86-64 wants one, which is not used here.
+    const SA_RESTORER: u64 = 0x0400_0000;
+    // The kernel's struct sigaction: handler (SIG_DFL is 0), flags, restorer, mask: 32 bytes. All signals are blocked in the handler.
+    let action = match handler {
+        Some(handler) => [handler as usize as u64, SA_RESTORER, handler as usize as u64, u64::MAX],
+        None => [0; 4],
+    };
     let args = [number as usize, (&raw const action) as usize, 0, SIGSET_BYTES, 0, 0];
-    // SAFETY: rt_sigaction(number, new, NULL, 8) reads a kernel sigaction of at most 32 bytes at `new`, which `action` is.
+    // SAFETY: rt_sigaction(number, new, NULL, 8) reads a kernel sigaction of at most 32 bytes at `new`, which `action` is. A handler is sound as any
+    // function is: it takes the number, as the kernel calls it, and does not return.
     check(unsafe { syscall6(libc::SYS_rt_sigaction, args) }).map(drop)
 }
 

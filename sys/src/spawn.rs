@@ -95,6 +95,9 @@ pub struct ChildSetup {
     pub uid: Option<u32>,
     /// Whether the child gives up every capability that it has left once it is that user, and is kept from that user until the exec.
     pub drop_capabilities: bool,
+    /// Whether a child that cannot keep a capability, which keeps that user out, has to fail: `fs.suid_dumpable` is 1, and nothing else would. On a
+    /// slot it always has to.
+    pub needs_capability: bool,
     /// Whether to set PR_SET_NO_NEW_PRIVS.
     pub no_new_privs: bool,
 }
