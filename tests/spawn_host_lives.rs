@@ -97,7 +97,7 @@ fn a_job_under_a_tiny_limit_fails_or_runs_and_the_host_lives() {
             for memory_max in [4 << 10, 64 << 10, 256 << 10, 512 << 10, 1 << 20, 2 << 20, 8 << 20] {
                 for is_large in [false, true] {
                     let mut seen = BTreeMap::<String, usize>::new();
-                    let runs = 6;
+                    let runs = 4;
                     for _ in 0..runs {
                         let command = Command::new("/bin/true").env_clear().limits(Limits::new().memory_max(memory_max));
                         let command = if is_large { many_arguments(command) } else { command };

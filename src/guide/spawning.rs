@@ -79,16 +79,28 @@
 //! **An out-of-memory kill takes the host.** The child stands in the job's memory cgroup and in the host's memory map. A kill in that cgroup picks it by
 //! the size of the *host*, and then kills every process that shares the map. (Seen: a host of 200 MiB died of a cgroup at its limit.) The kernel passes
 //! over VFORK children, but not where `memory.oom.group` kills all. So `detached` is taken only where the job's own cgroup has no `memory.max` or one of
-//! at least 2 MiB and twice the arguments (such a cgroup, which nobody else is in, cannot run out before the exec), and no cgroup above it, as long as the
-//! host is not in that one, too, has `memory.max` or `memory.oom.group`. With a limit above, `vfork`; with a group kill above or a tiny limit,
-//! `fork-like`, whose memory is its own.
+//! at least 2 MiB (512 pages, where those are large) and twice the arguments (such a cgroup, which nobody else is in, cannot run out before the exec), and no
+//! cgroup above it, as long as the host is not in that one, too, has `memory.max` or `memory.oom.group`. With a limit above, `vfork`; with a group kill
+//! above or a tiny limit, `fork-like`, whose memory is its own. Where the cgroups above cannot be seen (the base is behind a mount of a part of the
+//! hierarchy, and the host is not in it), they count as limited.
+//!
+//! **A child that is not let run holds a lock of the host's memory.** A page fault, and the exec itself, take the lock of the memory map for a moment. A
+//! child whose CPU time is used up in that moment keeps it, and the host's next mmap(2) waits. (Seen on Linux 6.1, with 2 % of a CPU above and a busy loop
+//! in it: 40 s.) So with a `cpu.max` above, `fork-like`; and a job that makes itself nicer does so last of all. Sheer load can still stretch such a
+//! moment to that of a time slice.
 //!
 //! **The job's user reads the host's memory.** Between setresuid(2) and the exec the child belongs to the job's user, who may trace processes of its own.
 //! Two locks, each of which would do: memory in which ids change becomes non-dumpable, and the child makes sure of it; and CAP_SETUID stays in its
 //! permitted set until the exec, so that only a tracer who has that, too, gets in (ptrace(2), "access mode checking"). Where the kernel is told to keep
 //! such memory dumpable (`fs.suid_dumpable` = 1) or the host asks for that ([`Builder::keep_dumpable`](crate::Builder::keep_dumpable)), the first lock is
-//! missing, and a child with other ids takes `fork-like`. The host never becomes dumpable again by our doing: a second worker of the process may have a
-//! child on its way.
+//! missing; where the capability cannot be kept (SECBIT_KEEP_CAPS_LOCKED), the second: then a child with other ids takes `fork-like`, and where both are
+//! missing it is not started at all. The host never becomes dumpable again by our doing: a second worker of the process may have a child on its way. Nor
+//! should it make itself dumpable while one is: its memory stays closed, but that user could then write the child's, that is the host's,
+//! `oom_score_adj` and `coredump_filter`. A host that is not root (it has CAP_SETUID, say) always keeps its `/proc/self`: it counts as one that asked to
+//! stay dumpable.
+//!
+//! **The job's user has the host's memory dumped.** A signal that dumps core, sent to the child on its way, would dump the memory it stands in. Until the
+//! exec those signals have a handler, which kills without a core; the exec takes it away.
 //!
 //! **The job's user stalls the host.** It may stop its own child on its way. On `vfork` the host would wait for that, so jobs of other users never take it.
 //! What is left there are jobs of the host's own user; one whose program lies on a hung file system does stall the host. That takes a `memory.max` above
@@ -101,7 +113,8 @@
 //! **A core dump takes the host along.** Before Linux 5.16 a process that dumps core killed all that share its memory: the slot rungs are not taken there.
 //!
 //! **The host dies, panics or is dropped with children on their way.** Its memory lives as long as somebody is in it: the child goes on. A worker that is
-//! dropped kills its jobs, and waits for them for a bounded time.
+//! dropped kills its jobs, and waits for them for a bounded time. A host that is killed while a child of it is held before its first instruction (born into
+//! a frozen cgroup) leaves its memory and its open files, listening sockets too, in the hands of that child until somebody thaws or kills it.
 //!
 //! # What it costs
 //!
@@ -112,9 +125,12 @@
 //!
 //! # What it cannot do
 //!
+//! - A start that nobody confirms is told ([`Event::Started`](crate::Event::Started)) when the child is off its slot, or has let go of its link. If it was
+//!   killed just then, [`Event::StartFailed`](crate::Event::StartFailed) follows. One that is confirmed looks twice.
 //! - An exec that fails *past the point of no return* (the old memory is gone, the new program cannot be set up) ends in a SIGSEGV of the kernel's, and
 //!   cannot be told from a program that crashes at its first instruction. A child that is killed *before* that point can: its start has failed
 //!   ([`Step::Killed`](crate::Step::Killed)), the job has not run.
 //! - The rules look at `memory.max` and `memory.oom.group` when the job is started. Whoever sets one, in the moment between the clone and the exec, on a
-//!   cgroup that is at its limit, is not protected from what that does.
+//!   cgroup that is at its limit, is not protected from what that does. Nor does it look at `cpuset.mems` above, which on a machine of many memory nodes
+//!   can run out of them.
 //! - Where the host's cgroup is, is looked at when the worker is built: move the host first, then build.

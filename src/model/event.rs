@@ -10,7 +10,7 @@ use crate::model::status::Exit;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
-    /// The program was executed.
+    /// The program was executed. (Rarely, if the child was killed in that very moment, `StartFailed` follows.)
     Started {
         /// The job.
         job: JobId,

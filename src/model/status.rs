@@ -102,7 +102,7 @@ pub struct ResourceUsage {
     pub user: Duration,
     /// CPU time in the kernel.
     pub system: Duration,
-    /// Largest resident set of one of the processes, in bytes.
+    /// Largest resident set of one of the processes, in bytes. Not less than the host's at the start: the kernel counts from the clone, not the exec.
     pub max_rss_bytes: u64,
     /// Page faults served without I/O.
     pub minor_faults: u64,
@@ -144,7 +144,8 @@ pub struct Status {
     pub owner: OwnerId,
     /// Its name, as in the names of its log and cgroup.
     pub name: String,
-    /// The main process's id, never reused while the job has not finished; 0 while there is none yet.
+    /// The main process's id, never reused while the job has not finished; 0 while there is none yet: kill(2) takes a 0
+    /// for the caller's own group, [`Worker::signal`](crate::Worker::signal) does not.
     pub pid: i32,
     /// Where it stands.
     pub state: JobState,
