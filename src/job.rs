@@ -11,7 +11,7 @@ use crate::kernel::log_dir::LogDir;
 use crate::kernel::log_file::LogFile;
 use crate::kernel::process::{Launch, Outcome, Process};
 use crate::kernel::spawner::Slot;
-use crate::kernel::stdio::Stdio;
+use crate::kernel::stdio::{ChildFds, Stdio};
 use crate::kernel::stream::LogStream;
 use crate::kernel::watcher::Watch;
 use crate::lent::{Alarm, Lent, OutputIndex, Queues, unix_millis};
@@ -137,7 +137,7 @@ impl Deadlines {
 #[derive(Debug)]
 struct Unspawned {
     launch: Launch,
-    stdio: Stdio,
+    fds: ChildFds,
     /// Whether it has waited for a slot for long enough.
     is_overdue: bool,
     is_queued: bool,
@@ -225,7 +225,12 @@ impl Job {
             process: None,
             report_registered: false,
             to_stdin: stdio.to_stdin.take(),
-            unspawned: Some(Box::new(Unspawned { launch, stdio, is_overdue: false, is_queued: false })),
+            unspawned: Some(Box::new(Unspawned {
+                launch,
+                fds: ChildFds::Open { stdio, own: command.fds.clone() },
+                is_overdue: false,
+                is_queued: false,
+            })),
             piped,
             outputs: Outputs::new(key, pipes, log, settings.line_bytes_max),
             had_cgroup: cgroup.is_some(),
@@ -272,6 +277,7 @@ impl Job {
                 (rung, reason) = (Rung::ForkLike, RungReason::SlotsBusy);
             } else if slot.is_none() {
                 if !std::mem::replace(&mut unspawned.is_queued, true) {
+                    unspawned.fds.park();
                     lent.queues.waiting_for_slot.push_back(self.key);
                     lent.deadlines.arm(&mut self.deadlines.slot, lent.now + SLOT_WAIT_MAX, (self.key, Alarm::Slot));
                 }
@@ -323,11 +329,12 @@ impl Job {
             _ => None,
         };
         let place = place.as_ref().zip(path.as_deref()).map(|(fd, path)| (fd.as_fd(), path));
-        let Unspawned { launch, stdio, .. } = unspawned;
+        let Unspawned { launch, mut fds, .. } = unspawned;
+        fds.unpark(lent.spawner.low_fds()).map_err(|error| StartFailure::new(Step::Pipe, None, &error))?;
         let is_suid_dumpable = launch.ask().changes_ids && lent.spawner.is_suid_dumpable();
-        let mut process = launch.spawn(self.rung, is_suid_dumpable, stdio.child_ends(), place, slot)?;
+        let mut process = launch.spawn(self.rung, is_suid_dumpable, &fds.list(), place, slot)?;
         // From here on the child alone holds its ends of the pipes.
-        drop(stdio);
+        drop(fds);
         if let Err(error) = lent.register(process.pidfd().as_raw_fd(), self.key, Source::Pidfd) {
             self.undo_process(&mut process, lent);
             return Err(StartFailure::new(Step::Watch, None, &error));

@@ -127,6 +127,8 @@
 //!
 //! - A start that nobody confirms is told ([`Event::Started`](crate::Event::Started)) when the child is off its slot, or has let go of its link. If it was
 //!   killed just then, [`Event::StartFailed`](crate::Event::StartFailed) follows. One that is confirmed looks twice.
+//! - A child on `fork-like` or `fork` begins with copies of all that the host has open. One that is frozen at birth holds them: the standard input of other
+//!   jobs, say, which does not end for them until then. (Starts that wait for a slot hold nothing in that way: their descriptors are parked in a socket.)
 //! - An exec that fails *past the point of no return* (the old memory is gone, the new program cannot be set up) ends in a SIGSEGV of the kernel's, and
 //!   cannot be told from a program that crashes at its first instruction. A child that is killed *before* that point can: its start has failed
 //!   ([`Step::Killed`](crate::Step::Killed)), the job has not run.

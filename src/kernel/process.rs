@@ -4,7 +4,6 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use iron_exec_sys::spawn::{self, Cgroup, ChildSetup, ChildStep, ParentStep, Program, Report, Slot, Spawned, Start};
@@ -52,8 +51,6 @@ pub(crate) type Ending = (Exit, Option<ResourceUsage>);
 #[derive(Debug)]
 pub(crate) struct Launch {
     program: Program,
-    /// The command's own descriptors.
-    fds: Vec<(i32, Arc<OwnedFd>)>,
     ask: Ask,
 }
 
@@ -100,7 +97,7 @@ impl Launch {
             sets_oom_score_adj: command.oom_score_adj.is_some(),
             memory_max: command.limits.memory_max,
         };
-        Ok(Self { program: Program { image, setup }, fds: command.fds.clone(), ask })
+        Ok(Self { program: Program { image, setup }, ask })
     }
 
     /// What bears upon the rung that it takes.
@@ -113,16 +110,13 @@ impl Launch {
         mut self,
         rung: Rung,
         is_suid_dumpable: bool,
-        stdio: [(BorrowedFd<'_>, i32); 3],
+        fds: &[(BorrowedFd<'_>, i32)],
         place: Option<Place<'_>>,
         slot: &mut Option<Slot>,
     ) -> Result<Process, StartFailure> {
         self.program.setup.needs_capability = is_suid_dumpable;
-        let mut fds = Vec::with_capacity(3 + self.fds.len());
-        fds.extend_from_slice(&stdio);
-        fds.extend(self.fds.iter().map(|(number, fd)| (fd.as_fd(), *number)));
         let cgroup = place.map(|(fd, _)| if rung == Rung::Fork { Cgroup::Procs(fd) } else { Cgroup::Directory(fd) });
-        match spawn::spawn(sys_rung(rung), self.program, &fds, cgroup, slot) {
+        match spawn::spawn(sys_rung(rung), self.program, fds, cgroup, slot) {
             Ok(Spawned { pid, pidfd, start, rung: taken }) => {
                 // Descriptors that cannot be sent have it made on another rung.
                 let rung = if taken == sys_rung(rung) { rung } else { Rung::ForkLike };

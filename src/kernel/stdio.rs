@@ -1,12 +1,18 @@
 //! Descriptors 0, 1 and 2 of a job: null device, pipes, bytes from memory.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use iron_exec_sys::spawn::SLOT_FDS_MAX;
 use rustix::fs::{Gid, MemfdFlags, Mode, OFlags, SeekFrom, Uid};
 use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown,
+    SocketFlags, SocketType,
+};
 use rustix::pipe::PipeFlags;
 
 use crate::model::command::Stdin;
@@ -93,6 +99,99 @@ impl Stdio {
     /// The descriptors and their numbers in the child.
     pub(crate) fn child_ends(&self) -> [(BorrowedFd<'_>, i32); 3] {
         [(self.stdin.as_fd(), 0), (self.stdout.as_fd(), 1), (self.stderr.as_ref().unwrap_or(&self.stdout).as_fd(), 2)]
+    }
+}
+
+/// Every descriptor that a job gets, until it has them.
+#[derive(Debug)]
+pub(crate) enum ChildFds {
+    /// Open in this process.
+    Open {
+        stdio: Stdio,
+        /// The command's own, with their numbers.
+        own: Vec<(i32, Arc<OwnedFd>)>,
+    },
+    /// On their way from this process to itself.
+    Parked(Parking),
+    /// Back from there.
+    Back(Vec<(OwnedFd, i32)>),
+}
+
+impl ChildFds {
+    /// The descriptors and their numbers in the child; none as long as they are parked.
+    pub(crate) fn list(&self) -> Vec<(BorrowedFd<'_>, i32)> {
+        match self {
+            ChildFds::Open { stdio, own } => {
+                let own = own.iter().map(|(number, fd)| (fd.as_fd(), *number));
+                stdio.child_ends().into_iter().chain(own).collect()
+            }
+            ChildFds::Parked(_) => Vec::new(),
+            ChildFds::Back(fds) => fds.iter().map(|(fd, number)| (fd.as_fd(), *number)).collect(),
+        }
+    }
+
+    /// Takes them out of this process's table of descriptors, for a while: a child that is forked meanwhile, for another job, would have copies, and hold
+    /// the ends of these pipes open for as long as something holds it up. Where that cannot be done they stay.
+    pub(crate) fn park(&mut self) {
+        if let Ok(parking) = Parking::new(&self.list()) {
+            *self = ChildFds::Parked(parking);
+        }
+    }
+
+    /// Puts them back, at numbers from `low_fds` up.
+    pub(crate) fn unpark(&mut self, low_fds: i32) -> io::Result<()> {
+        if let ChildFds::Parked(parking) = self {
+            let fds = parking.take()?.into_iter().map(|fd| raised(fd, low_fds)).collect::<io::Result<Vec<_>>>()?;
+            // The kernel leaves out what the limit of open files does not allow.
+            if fds.len() != parking.numbers.len() {
+                return Err(Errno::MFILE.into());
+            }
+            *self = ChildFds::Back(fds.into_iter().zip(std::mem::take(&mut parking.numbers)).collect());
+        }
+        Ok(())
+    }
+}
+
+/// Descriptors in a message from this process to itself.
+#[derive(Debug)]
+pub(crate) struct Parking {
+    from: OwnedFd,
+    to: OwnedFd,
+    numbers: Vec<i32>,
+}
+
+impl Parking {
+    fn new(fds: &[(BorrowedFd<'_>, i32)]) -> io::Result<Self> {
+        let (numbers, fds): (Vec<i32>, Vec<BorrowedFd<'_>>) = fds.iter().map(|(fd, number)| (*number, *fd)).unzip();
+        let (from, to) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SLOT_FDS_MAX))];
+        let mut message = SendAncillaryBuffer::new(&mut space);
+        if !message.push(SendAncillaryMessage::ScmRights(&fds)) {
+            return Err(Errno::TOOBIG.into());
+        }
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        rustix::io::retry_on_intr(|| rustix::net::sendmsg(&from, &[IoSlice::new(b"f")], &mut message, flags))?;
+        Ok(Self { from, to, numbers })
+    }
+
+    fn take(&mut self) -> io::Result<Vec<OwnedFd>> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SLOT_FDS_MAX))];
+        let mut message = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        rustix::io::retry_on_intr(|| rustix::net::recvmsg(&self.to, &mut [IoSliceMut::new(&mut [0])], &mut message, flags))?;
+        let rights = message.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        });
+        Ok(rights.flatten().collect())
+    }
+}
+
+impl Drop for Parking {
+    fn drop(&mut self) {
+        // A forked child may have a copy of the socket, in which the message would go on.
+        let _ = self.take();
+        let _ = rustix::net::shutdown(&self.from, Shutdown::Both);
     }
 }
 

@@ -86,6 +86,7 @@ fn boxed(contender: Result<impl Contender + 'static>) -> Result<Box<dyn Contende
 /// A worker that is held to one rung.
 struct IronExec {
     worker: Worker,
+    rung: Rung,
     events: Events,
     command: iron_exec::Command,
 }
@@ -96,7 +97,7 @@ impl IronExec {
         // What is over is forgotten: the memory of the host stays as it is.
         let worker = worker.finished_jobs_max(0).build()?;
         let command = iron_exec::Command::new(program).capture(Capture::Discard).stdin_null();
-        Ok(Self { worker, events: Events::new(), command })
+        Ok(Self { worker, rung, events: Events::new(), command })
     }
 }
 
@@ -106,7 +107,14 @@ impl Contender for IronExec {
         loop {
             while heat.wants_more(self.worker.unfinished_jobs()) {
                 let command = self.command.clone();
-                heat.start(|| self.worker.start(command))?;
+                let job = heat.start(|| self.worker.start(command))?;
+                // The rung is an upper bound: a row that measures another one would lie. A look at every 64th is enough for that.
+                if heat.spawns % 64 == 1 {
+                    let status = self.worker.query(job)?;
+                    if status.rung != self.rung {
+                        return Err(format!("was started on {}: {}", status.rung, status.rung_reason).into());
+                    }
+                }
             }
             if self.worker.unfinished_jobs() == 0 {
                 return Ok(());
