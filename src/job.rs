@@ -39,9 +39,6 @@ const TREE_LOOKS: [Duration; 2] = [Duration::from_micros(200), Duration::from_mi
 /// are not to hold up the others.
 pub(crate) const SLOT_WAIT_MAX: Duration = Duration::from_millis(100);
 
-/// A child that seemed to have executed its program, and dies of a signal this soon after, is looked at more closely: it may not have.
-const DOUBT_TIME: Duration = Duration::from_secs(1);
-
 /// How long a start that failed in the host, after the child was made, may wait for that to be gone.
 const UNDO_TIME_MAX: Duration = Duration::from_secs(1);
 
@@ -96,8 +93,6 @@ pub(crate) struct Job {
     deadlines: Deadlines,
     started: SystemTime,
     started_at: Instant,
-    /// When the program was seen to have been executed.
-    executed_at: Option<Instant>,
     exited_at: Option<Instant>,
     finished: Option<SystemTime>,
     usage: Option<Box<ResourceUsage>>,
@@ -240,7 +235,6 @@ impl Job {
             deadlines: Deadlines::default(),
             started,
             started_at,
-            executed_at: None,
             exited_at: None,
             finished: None,
             usage: None,
@@ -668,7 +662,6 @@ impl Job {
                 lent.deregister(link);
             }
             if let Some(start) = process.take_start() {
-                self.executed_at = Some(lent.now);
                 lent.spawner.end(start);
             }
         }
@@ -715,9 +708,10 @@ impl Job {
     /// A look at the zombie tells the two apart. (One that the kernel kills past the point of no return, in the midst of the exec, cannot be told
     /// from a program that dies at its first instruction.)
     fn doubt_start(&mut self, ended: Option<Exit>, lent: &mut Lent<'_>) {
-        let is_doubtful = self.executed_at.is_none_or(|at| lent.now.saturating_duration_since(at) < DOUBT_TIME);
         let Some(Exit::Signal { signal, .. }) = ended else { return };
-        if self.failure.is_some() || !is_doubtful || !self.process.as_ref().is_some_and(Process::ends_before_exec) {
+        // Once it was said to have started, a job that was told to stop is not asked whether it had.
+        let is_asked = self.failure.is_none() && (self.life.stop_reason().is_none() || self.life.is_starting());
+        if !is_asked || !self.process.as_ref().is_some_and(Process::ends_before_exec) {
             return;
         }
         self.decide_start(lent);

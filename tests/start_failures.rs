@@ -569,7 +569,7 @@ fn whichever_descriptor_of_a_start_cannot_be_had_nothing_is_left_of_it() {
 /// Starts the command under ever lower limits of open files, down to 0. Returns the steps that failed.
 fn descend(host: &Host, worker: &mut Worker, command: &Command, confirm: &[bool]) -> BTreeSet<&'static str> {
     let before = Census::take(host);
-    let (comfortable, mut steps, mut started) = (48, BTreeSet::new(), 0);
+    let (comfortable, mut steps, mut started) = (64, BTreeSet::new(), 0);
     for most in (0..=comfortable).rev() {
         for is_confirmed in confirm {
             let limit = OpenFiles::limit(most);
