@@ -12,7 +12,8 @@ use iron_exec::{CgroupBase, Command, Event, Exit, JobError, JobId, JobState, Pro
 fn every_worker(host: &Host) -> Vec<(String, Worker)> {
     let mut workers = Vec::new();
     for rung in Rung::ALL {
-        let tight = || host.builder().rung(rung).drain_idle_max(Duration::from_millis(300)).drain_total_max(Duration::from_secs(2));
+        let patient = || host.builder().rung(rung).confirm_timeout(common::DEADLINE);
+        let tight = || patient().drain_idle_max(Duration::from_millis(300)).drain_total_max(Duration::from_secs(2));
         workers.push((format!("{rung} without cgroups"), tight().cgroup_base(CgroupBase::Off).build().unwrap()));
         if host.base.is_some() {
             workers.push((format!("{rung} with cgroups"), tight().build().unwrap()));
