@@ -236,3 +236,70 @@ fn a_memory_limit_is_the_jobs_from_its_first_instruction() {
         remove(&base, &top);
     });
 }
+
+/// A bind mount, for as long as this lives.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(source: &Path, target: &Path) -> Self {
+        fs::create_dir(target).unwrap();
+        let mount = std::process::Command::new("mount").args(["-o", "bind"]).args([source, target]).status().unwrap();
+        assert!(mount.success());
+        Self(target.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+#[ignore = "needs the machine: .ci/machine"]
+fn a_limit_above_is_seen_through_links_and_feared_behind_mounts() {
+    isolated("a_limit_above_is_seen_through_links_and_feared_behind_mounts", || {
+        let host = Host::new();
+        let (top, below) = nested_base(&host, 1);
+        fs::write(top.join("memory.max"), (512_u64 << 20).to_string()).unwrap();
+        let rung_below = |base: &Path| {
+            let mut worker = builder(&host, &base.join("jobs")).build().unwrap();
+            let status = worker.run_job(Command::new("/bin/true").capture(Capture::Discard)).unwrap();
+            assert!(status.success(), "{status:?}");
+            (status.rung, status.rung_reason)
+        };
+        assert_eq!(rung_below(&below), (Rung::Vfork, RungReason::MemoryMaxAbove));
+        let link = host.log_dir.path().join("link");
+        std::os::unix::fs::symlink(&below, &link).unwrap();
+        assert_eq!(rung_below(&link), (Rung::Vfork, RungReason::MemoryMaxAbove));
+        // What stands above the root of this mount is out of sight.
+        let mounted = Mounted::new(&below, &host.log_dir.path().join("mount"));
+        assert_eq!(rung_below(&mounted.0), (Rung::ForkLike, RungReason::OomGroupAbove));
+        drop(mounted);
+        fs::write(top.join("memory.max"), "max").unwrap();
+        assert_eq!(rung_below(&below), (Rung::Detached, RungReason::Best));
+        remove(&below, &top);
+    });
+}
+
+#[test]
+#[ignore = "needs the machine: .ci/machine"]
+fn a_cpu_limit_above_keeps_children_off_the_hosts_memory() {
+    isolated("a_cpu_limit_above_keeps_children_off_the_hosts_memory", || {
+        let host = Host::new();
+        let top = host.base.clone().unwrap();
+        fs::create_dir(&top).unwrap();
+        let mut worker = builder(&host, &top).build().unwrap();
+        for (limit, expected) in [
+            ("max", (Rung::Detached, RungReason::Best)),
+            ("50000 100000", (Rung::ForkLike, RungReason::CpuMaxAbove)),
+            ("max", (Rung::Detached, RungReason::Best)),
+        ] {
+            fs::write(top.join("cpu.max"), limit).unwrap();
+            let status = worker.run_job(Command::new("/bin/true").capture(Capture::Discard)).unwrap();
+            assert_eq!((status.success(), status.rung, status.rung_reason), (true, expected.0, expected.1), "cpu.max {limit}");
+        }
+        drop(worker);
+        remove(&top, &top);
+    });
+}
