@@ -385,6 +385,10 @@ impl Job {
             self.on_pidfd(lent);
         }
         self.confirmed = !self.life.is_starting();
+        // Nobody has to look at it any more, and no timer to go off for that.
+        if self.confirmed && lent.queues.in_flight.last() == Some(&self.key) {
+            lent.queues.in_flight.pop();
+        }
         self.failure.as_deref().cloned()
     }
 
