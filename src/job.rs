@@ -647,6 +647,8 @@ impl Job {
         let path = cgroup_path(lent.cgroups.as_ref(), self.cgroup.as_ref());
         match process.outcome(path.as_deref()) {
             Outcome::Pending => None,
+            // It was stopped on its way, and lets go of its link, or slot, as it dies: its end tells the rest.
+            Outcome::Executed if self.life.stop_reason().is_some() && process.ends_before_exec() => None,
             Outcome::Executed => Some(Input::Executed),
             Outcome::Failed(failure) => {
                 // It is on its last instruction, unless somebody holds it there: a tenant may stop its own.
