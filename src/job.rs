@@ -644,8 +644,7 @@ impl Job {
 
     fn read_report(&mut self, lent: &Lent<'_>) -> Option<Input> {
         let process = self.process.as_ref()?;
-        let path = cgroup_path(lent.cgroups.as_ref(), self.cgroup.as_ref());
-        match process.outcome(path.as_deref()) {
+        match process.outcome(|| cgroup_path(lent.cgroups.as_ref(), self.cgroup.as_ref())) {
             Outcome::Pending => None,
             // It was stopped on its way, and lets go of its link, or slot, as it dies: its end tells the rest.
             Outcome::Executed if self.life.stop_reason().is_some() && process.ends_before_exec() => None,
@@ -786,7 +785,8 @@ impl Job {
     fn apply(&mut self, action: Action, lent: &mut Lent<'_>) -> io::Result<Option<Input>> {
         match action {
             // There is nobody to kill yet, and there will not be.
-            Action::SignalGroup(_) | Action::KillTree if self.unspawned.take().is_some() => {
+            Action::SignalGroup(_) | Action::KillTree if self.is_waiting_for_slot() => {
+                self.unspawned = None;
                 self.failure = Some(Box::new(StartFailure::cancelled()));
                 return Ok(Some(Input::NotSpawned));
             }

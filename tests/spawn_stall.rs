@@ -5,7 +5,7 @@ mod common;
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process;
 use std::time::{Duration, Instant};
 
@@ -241,19 +241,4 @@ fn what_a_start_costs_depends_neither_on_memory_nor_on_files_nor_on_the_load() {
             assert!(cost.p50 < most, "{}: {:?} against {:?}", cost.name, cost.p50, plain.p50);
         }
     });
-}
-
-#[test]
-fn a_hung_mount_hangs() {
-    // What the test above stands on.
-    if not_root() {
-        return;
-    }
-    let hung = HungMount::new();
-    let mut look = process::Command::new("stat").arg(hung.path.join("x")).spawn().unwrap();
-    std::thread::yield_now();
-    assert!(look.try_wait().unwrap().is_none(), "it answers");
-    look.kill().unwrap();
-    look.wait().unwrap();
-    assert!(Path::new("/dev/fuse").exists());
 }

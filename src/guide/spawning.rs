@@ -119,7 +119,7 @@
 //! # What it costs
 //!
 //! A start on `detached` does not grow with the host's memory, with the files that it opened after the worker was built, or with the load: nothing is
-//! copied, nobody is waited for. Files that were open *before* lie below the slots' sockets, and each child copies the table up to there (some 60 µs for a
+//! copied, nobody is waited for. Files that were open *before* lie below the slots' sockets, and each child copies the table up to there (some 100 µs for a
 //! thousand): its own time, not the host's, but time. Build the worker early. `cargo bench -p iron-exec-benches --bench spawn` shows all of this, beside
 //! posix_spawn(3), `std` and tokio.
 //!

@@ -101,9 +101,11 @@ impl CgroupTree {
         // Linux 5.14 has it; without it a tree could not be killed in one go.
         match rustix::fs::accessat(&directory, "cgroup.kill", rustix::fs::Access::WRITE_OK, AtFlags::EACCESS) {
             Ok(()) => {
-                let spare = Some(rustix::io::fcntl_dupfd_cloexec(&directory, 3)?);
-                let above = cgroups_above(&base)?;
-                Ok(Self { mount, base, directory, is_own, above, spare })
+                // It is a tree from here on: one that is not finished goes, with the base that it made.
+                let mut tree = Self { mount, base, directory, is_own, above: None, spare: None };
+                tree.spare = Some(rustix::io::fcntl_dupfd_cloexec(&tree.directory, 3)?);
+                tree.above = cgroups_above(&tree.base)?;
+                Ok(tree)
             }
             Err(Errno::NOENT) => {
                 Err(io::Error::other("it has no cgroup.kill: Linux 5.14 is needed, and the root of a hierarchy cannot be the base"))

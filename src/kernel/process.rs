@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use iron_exec_sys::spawn::{self, Cgroup, ChildSetup, ChildStep, ParentStep, Program, Report, Slot, Spawned, Start};
@@ -175,12 +175,12 @@ impl Process {
     }
 
     /// What the child has reported. Never blocks.
-    pub(crate) fn outcome(&self, cgroup: Option<&Path>) -> Outcome {
+    pub(crate) fn outcome(&self, cgroup: impl FnOnce() -> Option<PathBuf>) -> Outcome {
         let Some(start) = &self.start else { return Outcome::Executed };
         match start.report() {
             Ok(Report::Pending) => Outcome::Pending,
             Ok(Report::Closed) => Outcome::Executed,
-            Ok(Report::Failed { step, errno, index }) => Outcome::Failed(failure(start.image(), step, errno, index, cgroup)),
+            Ok(Report::Failed { step, errno, index }) => Outcome::Failed(failure(start.image(), step, errno, index, cgroup().as_deref())),
             Err(error) => Outcome::Failed(StartFailure::new(Step::Exec, None, &error)),
         }
     }

@@ -1,18 +1,14 @@
 //! Descriptors 0, 1 and 2 of a job: null device, pipes, bytes from memory.
 
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut, Write};
-use std::mem::MaybeUninit;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use iron_exec_sys::spawn::SLOT_FDS_MAX;
+use iron_exec_sys::message;
 use rustix::fs::{Gid, MemfdFlags, Mode, OFlags, SeekFrom, Uid};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown,
-    SocketFlags, SocketType,
-};
+use rustix::net::Shutdown;
 use rustix::pipe::PipeFlags;
 
 use crate::model::command::Stdin;
@@ -163,27 +159,13 @@ pub(crate) struct Parking {
 impl Parking {
     fn new(fds: &[(BorrowedFd<'_>, i32)]) -> io::Result<Self> {
         let (numbers, fds): (Vec<i32>, Vec<BorrowedFd<'_>>) = fds.iter().map(|(fd, number)| (*number, *fd)).unzip();
-        let (from, to) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SLOT_FDS_MAX))];
-        let mut message = SendAncillaryBuffer::new(&mut space);
-        if !message.push(SendAncillaryMessage::ScmRights(&fds)) {
-            return Err(Errno::TOOBIG.into());
-        }
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        rustix::io::retry_on_intr(|| rustix::net::sendmsg(&from, &[IoSlice::new(b"f")], &mut message, flags))?;
+        let (from, to) = message::pair()?;
+        message::send(from.as_fd(), &fds)?;
         Ok(Self { from, to, numbers })
     }
 
     fn take(&mut self) -> io::Result<Vec<OwnedFd>> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SLOT_FDS_MAX))];
-        let mut message = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-        rustix::io::retry_on_intr(|| rustix::net::recvmsg(&self.to, &mut [IoSliceMut::new(&mut [0])], &mut message, flags))?;
-        let rights = message.drain().filter_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-            _ => None,
-        });
-        Ok(rights.flatten().collect())
+        message::receive(self.to.as_fd())
     }
 }
 

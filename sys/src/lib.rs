@@ -4,6 +4,7 @@
 //!   refused; its child half is raw system calls only.
 //! - [`wait`]: `waitid(2)` on a pidfd, with the resource usage that only the raw call gives.
 //! - [`pidfd`]: `PIDFD_GET_INFO`, which still knows the exit status when somebody else has reaped the process.
+//! - [`message`]: descriptors sent from one process to another, or to itself.
 //! - [`signal`]: any signal by number, real-time ones included.
 //!
 //! Linux only, x86-64 and AArch64. Every mirrored kernel structure has const assertions of its layout beside it.
@@ -14,6 +15,7 @@ mod arch;
 mod child;
 mod clone3;
 mod image;
+pub mod message;
 pub mod pidfd;
 mod raw;
 pub mod signal;

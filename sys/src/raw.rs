@@ -187,7 +187,7 @@ pub(crate) fn getdents64(fd: i32, buffer: &mut [u8]) -> Result<usize, Errno> {
 }
 
 /// The most descriptors in one message: SCM_MAX_FD of the kernel's net/scm.h.
-pub(crate) const MESSAGE_FDS_MAX: usize = 253;
+pub const MESSAGE_FDS_MAX: usize = 253;
 
 /// Takes the descriptors of one message from a socket, close-on-exec, and stores them in `fds` as far as they go. Returns how many came. Never blocks.
 pub(crate) fn receive_fds<'a>(socket: i32, fds: impl Iterator<Item = &'a mut i32>) -> Result<usize, Errno> {

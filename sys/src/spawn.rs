@@ -14,8 +14,8 @@ pub use crate::child::ChildStep;
 use crate::child::{self, FdMove, Plan, RECORD_BYTES};
 use crate::clone3;
 use crate::image::ExecImage;
+use crate::message;
 use crate::raw;
-use crate::raw::MESSAGE_FDS_MAX;
 use crate::slot::{Cause, Launched, NotLaunched};
 pub use crate::slot::{Flight, Slot, leaked_slots};
 
@@ -34,7 +34,7 @@ pub enum Rung {
 }
 
 /// The most descriptors that a child on a slot can be given: what one message carries.
-pub const SLOT_FDS_MAX: usize = MESSAGE_FDS_MAX;
+pub const SLOT_FDS_MAX: usize = message::FDS_MAX;
 
 impl Rung {
     /// Whether a child on this rung stands on a [`Slot`].
@@ -345,11 +345,10 @@ fn at(step: ParentStep) -> impl Fn(io::Error) -> SpawnError {
 
 /// The two ends on which a child off the slots reports, ours first and non-blocking. The fork rung's can carry the word "go" the other way, too.
 fn link(rung: Rung) -> io::Result<(OwnedFd, OwnedFd)> {
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
     use rustix::pipe::{PipeFlags, pipe_with};
     match rung {
         Rung::Fork => {
-            let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+            let (ours, theirs) = message::pair()?;
             rustix::io::ioctl_fionbio(&ours, true)?;
             Ok((ours, theirs))
         }
