@@ -280,8 +280,9 @@ fn the_first_signal_starts_no_more_and_stops_gently() {
     running.write((0..4).map(line).collect::<String>().as_bytes());
     running.write(b"touch never\ntouch never\n");
     wait_until("all are ready", || host.logs().iter().filter(|name| name.ends_with("ready.log")).count() == 4);
-    running.signal(Signal::TERM);
+    // Closed first: the summary says "or more" while more lines could come.
     drop(running.child.stdin.take());
+    running.signal(Signal::TERM);
     let ran = running.finish();
     assert_eq!((ran.code, summary(&ran)), (1, (0, 4, 2)), "{}", ran.err());
     assert_eq!(exit_codes(&ran), (0..4).map(|number| (number + 1, 10 + number as i64)).collect());
@@ -355,8 +356,9 @@ fn there_is_one_thread_however_many_jobs() {
         host.logs().iter().filter(|name| fs::metadata(host.log_dir.path().join(name)).is_ok_and(|log| log.len() > 0)).count() == 50
     });
     assert_eq!(running.threads(), 1);
-    running.signal(Signal::TERM);
+    // Closed first: the summary says "or more" while more lines could come.
     drop(running.child.stdin.take());
+    running.signal(Signal::TERM);
     let ran = running.finish();
     assert_eq!(summary(&ran), (0, 50, 0));
     assert_nothing_left(&host);
