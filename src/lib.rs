@@ -77,12 +77,13 @@ pub use model::command::{Command, TreePolicy};
 pub use model::error::{BuildError, CommandError, JobError, RunError, StartError, StartFailure, Step, StreamError, TurnError};
 pub use model::event::{Event, Events};
 pub use model::id::{JobId, OwnerId};
-pub use model::limits::Limits;
+pub use model::limits::{IoDevice, IoMax, Limits};
 pub use model::output::{Capture, LogFormat, OutputStream, Record, StreamSelect, Timestamp};
 pub use model::resource::Resource;
 pub use model::settings::{CgroupBase, EnvBase};
 pub use model::signal::{Signal, UnknownSignal};
 pub use model::status::{Exit, JobState, OutputCount, ResourceUsage, Status, StopReason};
+pub use model::usage::{CgroupUsage, CpuUsage, IoUsage, MemoryEvents, MemoryUsage, PidsUsage, Throttled};
 pub use worker::{Follow, OwnedJobs, ProcessRunner, Worker};
 
 /// The framing of logs by itself: lines out of a stream of bytes, and the CRI format.

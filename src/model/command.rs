@@ -354,6 +354,7 @@ impl Command {
             // (uid_t) -1 means "leave as it is" to setresuid(2): asking for it would silently keep the host's credentials.
             in_range(what, id.map(i64::from), 0, i64::from(u32::MAX - 1))?;
         }
+        self.limits.check()?;
         for (resource, soft, hard) in &self.rlimits {
             if soft > hard {
                 return Err(CommandError::Rlimit { resource: *resource, soft: *soft, hard: *hard });

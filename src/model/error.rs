@@ -52,6 +52,26 @@ pub enum CommandError {
         /// The number.
         number: i32,
     },
+    /// The CPU time of a limit is no number of CPUs from 0.01.
+    #[error("cpu.max is {cores} CPUs: at least 0.01 is needed")]
+    CpuMax {
+        /// What was asked for.
+        cores: String,
+    },
+    /// The text of a limit is no list of numbers and ranges.
+    #[error("{what} is {list:?}, no list such as \"0-3,7\"")]
+    NumberList {
+        /// Which limit.
+        what: &'static str,
+        /// The text.
+        list: String,
+    },
+    /// The path of a device to limit is empty, or has a NUL byte in it.
+    #[error("{path:?} cannot be the path of a device")]
+    IoDevice {
+        /// The path.
+        path: PathBuf,
+    },
     /// A soft limit above its hard limit.
     #[error("the soft limit {soft} of {resource:?} is above its hard limit {hard}")]
     Rlimit {

@@ -11,3 +11,4 @@ pub(crate) mod resource;
 pub(crate) mod settings;
 pub(crate) mod signal;
 pub(crate) mod status;
+pub(crate) mod usage;
