@@ -82,6 +82,28 @@ impl Builder {
         self
     }
 
+    /// Whether this process moves to a leaf of the cgroup that it is in, `supervisor`, if that is the base: a cgroup that holds processes of its own cannot hand
+    /// controllers down to others (cgroups(7), "no internal processes"), so that limits cannot be had. It stays there. With [`CgroupBase::Auto`] its own
+    /// cgroup becomes the base, even one that nobody has marked as delegated, for instance that of a container. Default: no.
+    pub fn take_over_cgroup(mut self, take_over: bool) -> Self {
+        self.settings.take_over_cgroup = take_over;
+        self
+    }
+
+    /// Whether a controller that a limit needs, and that the cgroups above the base have but do not hand down, is enabled there, too: `cgroup.subtree_control`
+    /// from the top of the hierarchy to the base. They are not ours, hence: default no.
+    pub fn enable_controllers(mut self, enable: bool) -> Self {
+        self.settings.enable_controllers = enable;
+        self
+    }
+
+    /// Whether the controllers cpu, memory, io and pids are enabled for every job, as far as they can be had, and [`Status::cgroup_usage`](crate::Status::cgroup_usage)
+    /// is read at the end of each. It costs each job some 20 system calls. Default: no; then that is told of jobs with limits.
+    pub fn accounting(mut self, accounting: bool) -> Self {
+        self.settings.accounting = accounting;
+        self
+    }
+
     /// The best rung of the spawn ladder that starts may take; a start that would not be safe on it takes a lower one (see
     /// [`Status::rung`](crate::Status::rung)). Default: the best that the machine has.
     pub fn rung(mut self, rung: Rung) -> Self {
@@ -202,7 +224,9 @@ impl Builder {
             },
             None => process::best_rung(&rungs),
         };
-        let (cgroups, cgroup_missing) = match CgroupTree::discover(&settings.cgroup_base)? {
+        let mut ids = Ids::default();
+        let worker = ids.next(unix_millis());
+        let (cgroups, cgroup_missing) = match CgroupTree::discover(&settings, worker)? {
             Discovery::Found(tree) => (Some(tree), None),
             Discovery::Missing(reason) => (None, Some(reason)),
         };
@@ -212,16 +236,17 @@ impl Builder {
             rungs,
             cgroup: cgroups.as_ref().map(CgroupTree::report),
             cgroup_missing,
+            limits: cgroups.as_ref().map(CgroupTree::limit_reports).unwrap_or_default(),
             exit_info: process::probe_exit_info(),
             nofile: getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX),
         };
         let null = stdio::open_null().map_err(|source| BuildError::Io { operation: "opening /dev/null", source })?;
-        let mut ids = Ids::default();
-        let log_dir = LogDir::open(&settings.log_dir, ids.next(unix_millis()))?;
+        let log_dir = LogDir::open(&settings.log_dir, worker)?;
         let spawner = Spawner::new(rung, settings.keep_dumpable, settings.spawn_slots_max, capabilities.nofile);
         let spawner = spawner.map_err(|source| BuildError::Io { operation: "making the spawn slots", source })?;
+        let host = Host { ids, null: Arc::new(null), nofile, cgroup_missing: capabilities.cgroup_missing.clone() };
         let reactor = Reactor::new(settings, spawner, log_dir, cgroups)?;
-        Ok(Worker::assemble(reactor, Host { ids, null: Arc::new(null), nofile }, capabilities))
+        Ok(Worker::assemble(reactor, host, capabilities))
     }
 }
 

@@ -6,14 +6,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::kernel::cgroup::{CgroupTree, JobCgroup};
+use crate::control::Control;
+use crate::kernel::cgroup::{CgroupTree, JobCgroup, LimitFault};
 use crate::kernel::log_dir::LogDir;
 use crate::kernel::log_file::LogFile;
 use crate::kernel::process::{Launch, Outcome, Process};
 use crate::kernel::spawner::Slot;
 use crate::kernel::stdio::{ChildFds, Stdio};
 use crate::kernel::stream::LogStream;
-use crate::kernel::watcher::Watch;
+use crate::kernel::watcher::{Watch, Watched};
 use crate::lent::{Alarm, Lent, OutputIndex, Queues, unix_millis};
 use crate::logic::deadlines::Deadline;
 use crate::logic::ids::Ids;
@@ -28,8 +29,10 @@ use crate::model::event::Event;
 use crate::model::id::{JobId, OwnerId};
 use crate::model::limits::Limits;
 use crate::model::output::{OutputStream, StreamSelect};
+use crate::model::pressure::{Pressure, PressureResource};
 use crate::model::signal::Signal;
 use crate::model::status::{Exit, ResourceUsage, Status, StopReason};
+use crate::model::usage::{CgroupUsage, MemoryEvents};
 use crate::outputs::{Outputs, Readiness};
 
 /// When to look again at a cgroup that was not empty although its job had ended, before its notice is waited for: those come up to 10 ms late.
@@ -41,6 +44,9 @@ pub(crate) const SLOT_WAIT_MAX: Duration = Duration::from_millis(100);
 
 /// How long a start that failed in the host, after the child was made, may wait for that to be gone.
 const UNDO_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// How long a change of limits waits for a child that has just executed its program to be out of the host's memory: that is microseconds.
+const LEAVE_TIME_MAX: Duration = Duration::from_millis(10);
 
 /// How often, at most, it is looked at where no notice can be had.
 const TREE_LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -54,20 +60,44 @@ pub(crate) struct Host {
     pub(crate) null: Arc<OwnedFd>,
     /// The limit of open files, soft and hard, that jobs get because the host's own was raised.
     pub(crate) nofile: Option<(u64, u64)>,
+    /// Why jobs have no cgroups, if they have none.
+    pub(crate) cgroup_missing: Option<String>,
 }
 
 /// What a job has to tell, in the order in which it is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
+#[repr(u16)]
 enum Notice {
     Started = 1,
-    LogFault = 2,
-    Exited = 4,
-    LogReady = 8,
-    Over = 16,
+    LogFault = 1 << 1,
+    OutOfMemory = 1 << 2,
+    MemoryHigh = 1 << 3,
+    PidsMax = 1 << 4,
+    Frozen = 1 << 5,
+    CpuPressure = 1 << 6,
+    MemoryPressure = 1 << 7,
+    IoPressure = 1 << 8,
+    Exited = 1 << 9,
+    LogReady = 1 << 10,
+    TreeEmpty = 1 << 11,
+    Over = 1 << 12,
 }
 
-const NOTICES: [Notice; 5] = [Notice::Started, Notice::LogFault, Notice::Exited, Notice::LogReady, Notice::Over];
+const NOTICES: [Notice; 13] = [
+    Notice::Started,
+    Notice::LogFault,
+    Notice::OutOfMemory,
+    Notice::MemoryHigh,
+    Notice::PidsMax,
+    Notice::Frozen,
+    Notice::CpuPressure,
+    Notice::MemoryPressure,
+    Notice::IoPressure,
+    Notice::Exited,
+    Notice::LogReady,
+    Notice::TreeEmpty,
+    Notice::Over,
+];
 
 /// One job.
 #[derive(Debug)]
@@ -90,6 +120,7 @@ pub(crate) struct Job {
     had_cgroup: bool,
     watch: Option<Watch>,
     tree_looks: usize,
+    control: Option<Box<Control>>,
     deadlines: Deadlines,
     started: SystemTime,
     started_at: Instant,
@@ -97,7 +128,8 @@ pub(crate) struct Job {
     finished: Option<SystemTime>,
     usage: Option<Box<ResourceUsage>>,
     failure: Option<Box<StartFailure>>,
-    notices: u8,
+    notices: u16,
+    oom_killed: bool,
     reports_queued: bool,
     ready_queued: bool,
     hidden: bool,
@@ -141,8 +173,10 @@ struct Unspawned {
 /// The parts of a start that exist already; each is undone when a later one fails.
 struct Undo<'a, 'b> {
     lent: &'a mut Lent<'b>,
+    key: Key,
     log: Option<LogFile>,
     cgroup: Option<JobCgroup>,
+    control: Option<Box<Control>>,
     registered: Vec<i32>,
 }
 
@@ -150,6 +184,9 @@ impl Drop for Undo<'_, '_> {
     fn drop(&mut self) {
         for fd in &self.registered {
             self.lent.deregister_number(*fd);
+        }
+        if let Some(mut control) = self.control.take() {
+            control.end(self.key, self.lent);
         }
         if let (Some(cgroup), Some(tree)) = (self.cgroup.take(), self.lent.cgroups.as_ref()) {
             let _ = tree.remove(&cgroup);
@@ -168,7 +205,7 @@ impl Job {
         let entry = names::entry_name(&name, id);
         let settings = lent.settings;
         let (started, started_at) = (SystemTime::now(), lent.now);
-        let mut undo = Undo { lent, log: None, cgroup: None, registered: Vec::new() };
+        let mut undo = Undo { lent, key, log: None, cgroup: None, control: None, registered: Vec::new() };
 
         let format = command.log_format.unwrap_or(settings.log_format);
         if command.capture.is_logged() {
@@ -189,7 +226,13 @@ impl Job {
             let path = tree.path_named(&entry);
             undo.cgroup = Some(tree.make(&entry).map_err(|error| StartFailure::new(Step::Cgroup, Some(&path), &error))?);
         }
-        set_limits(&command.limits, undo.lent.cgroups.as_ref(), undo.cgroup.as_ref())?;
+        if !command.limits.is_empty() {
+            let cgroup = undo.cgroup.as_ref().ok_or_else(|| no_cgroup(host.cgroup_missing.as_deref()))?;
+            let begun = undo.control.insert(Box::default()).begin(&command.limits, key, cgroup, undo.lent);
+            begun.map_err(|fault| StartFailure::limit(Some(&fault.path), &fault.error, fault.advice))?;
+        } else if settings.accounting && undo.cgroup.is_some() {
+            undo.control = Some(Box::default());
+        }
         let launch = Launch::new(command, settings.env_base, host.nofile)?;
 
         let captured = command.capture.is_logged();
@@ -206,7 +249,7 @@ impl Job {
         let from = std::mem::take(&mut stdio.from);
         let (pipes, piped) = if captured { (from, [None, None]) } else { ([None, None], from) };
         let log = undo.log.take().map(|file| (file, format));
-        let cgroup = undo.cgroup.take();
+        let (cgroup, control) = (undo.cgroup.take(), undo.control.take());
         drop(undo);
         let mut job = Self {
             id,
@@ -232,6 +275,7 @@ impl Job {
             cgroup,
             watch: None,
             tree_looks: 0,
+            control,
             deadlines: Deadlines::default(),
             started,
             started_at,
@@ -240,6 +284,7 @@ impl Job {
             usage: None,
             failure: None,
             notices: 0,
+            oom_killed: false,
             reports_queued: false,
             ready_queued: false,
             hidden: false,
@@ -281,7 +326,7 @@ impl Job {
         }
         lent.deadlines.remove(&mut self.deadlines.slot, (self.key, Alarm::Slot));
         (self.rung, self.rung_reason) = (rung, reason);
-        let spawned = self.spawn(*unspawned, &mut slot, lent);
+        let spawned = self.ready_cgroup(lent).and_then(|()| self.spawn(*unspawned, &mut slot, lent));
         if let Some(slot) = slot {
             lent.spawner.return_slot(slot);
         }
@@ -311,6 +356,16 @@ impl Job {
             _ => false,
         };
         lent.spawner.choose(ask, above, is_frozen)
+    }
+
+    /// Sets what only a child that shares the host's memory has to be spared, if this one does not.
+    fn ready_cgroup(&mut self, lent: &mut Lent<'_>) -> Result<(), StartFailure> {
+        match (self.control.as_mut(), self.cgroup.as_ref(), lent.cgroups.as_ref()) {
+            (Some(control), Some(cgroup), Some(tree)) if !self.rung.shares_memory() => control
+                .set_oom_group_early(tree, cgroup)
+                .map_err(|fault| StartFailure::limit(Some(&fault.path), &fault.error, fault.advice)),
+            _ => Ok(()),
+        }
     }
 
     fn spawn(&self, unspawned: Unspawned, slot: &mut Option<Slot>, lent: &mut Lent<'_>) -> Result<Process, StartFailure> {
@@ -434,6 +489,20 @@ impl Job {
             Source::Stderr => self.on_output(1, closed, lent),
             Source::Pidfd => self.on_pidfd(lent),
             Source::Report => self.on_report(lent),
+            // Somebody has taken the cgroup away.
+            Source::Pressure(resource) if closed => {
+                if let Some(control) = &mut self.control {
+                    control.unwatch_pressure(resource, lent);
+                }
+            }
+            Source::Pressure(resource) => self.note(
+                match resource {
+                    PressureResource::Cpu => Notice::CpuPressure,
+                    PressureResource::Memory => Notice::MemoryPressure,
+                    PressureResource::Io => Notice::IoPressure,
+                },
+                lent,
+            ),
         }
     }
 
@@ -453,6 +522,11 @@ impl Job {
             Alarm::Slot => {
                 if lent.deadlines.settle(&mut self.deadlines.slot, lent.now, key) {
                     self.on_slot(true, lent);
+                }
+            }
+            Alarm::Leave => {
+                if self.control.as_mut().is_some_and(|control| control.is_leave_due(self.key, lent)) {
+                    self.set_oom_group(lent);
                 }
             }
             Alarm::Reap => {
@@ -475,12 +549,29 @@ impl Job {
     }
 
     /// Something changed in the job's cgroup.
-    pub(crate) fn on_tree_notice(&mut self, lent: &mut Lent<'_>) {
-        let (Some(tree), Some(cgroup)) = (lent.cgroups.as_ref(), self.cgroup.as_ref()) else { return };
-        if self.life.exit().is_none() && self.failure.is_none() {
+    pub(crate) fn on_notice(&mut self, watched: Watched, lent: &mut Lent<'_>) {
+        match watched {
+            Watched::Tree => self.on_tree_notice(lent),
+            Watched::Memory => self.look_at_memory(lent),
+            Watched::Pids => {
+                let count = self.with_cgroup(lent, CgroupTree::pids_max_events).unwrap_or(0);
+                if self.control.as_mut().is_some_and(|control| control.note_pids(count, lent.now)) {
+                    self.note(Notice::PidsMax, lent);
+                }
+            }
+        }
+    }
+
+    /// Processes may have gone from the job's cgroup, or been frozen.
+    fn on_tree_notice(&mut self, lent: &mut Lent<'_>) {
+        if self.cgroup.is_none() {
             return;
         }
-        let removed = tree.remove(cgroup);
+        if self.life.exit().is_none() && self.failure.is_none() {
+            self.look_at_freeze(lent);
+            return;
+        }
+        let removed = self.remove_cgroup(lent);
         if let Ok(true) = removed {
             self.tree_gone(lent);
         } else {
@@ -500,6 +591,99 @@ impl Job {
         let job = self.id;
         let input = Input::StopGently(StopReason::Requested, signal, grace);
         self.feed(input, lent).map_err(|source| JobError::Io { job, operation: "signalling the process group", source })
+    }
+
+    /// Sets limits while the job runs. `missing`: why it may have no cgroup.
+    pub(crate) fn set_limits(&mut self, limits: &Limits, missing: Option<&str>, lent: &mut Lent<'_>) -> Result<(), JobError> {
+        let job = self.id;
+        limits.check().map_err(|source| JobError::InvalidLimits { job, source })?;
+        self.check_cgroup(missing)?;
+        if !self.is_out_of_host_memory() {
+            return Err(JobError::Starting { job });
+        }
+        let Some(cgroup) = &self.cgroup else { return Err(JobError::Ended { job }) };
+        let changed = self.control.get_or_insert_default().change(limits, self.key, cgroup, lent);
+        changed.map_err(|LimitFault { path, error, advice }| JobError::Limit { job, path, advice, source: error })
+    }
+
+    /// What the job has used so far, or in all.
+    pub(crate) fn cgroup_usage(&self, missing: Option<&str>, cgroups: Option<&CgroupTree>) -> Result<CgroupUsage, JobError> {
+        let job = self.id;
+        match (self.control.as_ref().and_then(|control| control.usage.as_ref()), self.cgroup.as_ref().zip(cgroups)) {
+            (Some(usage), None) => Ok(usage.clone()),
+            (_, Some((cgroup, tree))) => {
+                tree.usage(cgroup).map_err(|source| JobError::Io { job, operation: "reading the cgroup's usage", source })
+            }
+            (None, None) => self.check_cgroup(missing).and(Err(JobError::Ended { job })),
+        }
+    }
+
+    /// Freezes the job's processes, or lets them go on.
+    pub(crate) fn freeze(&mut self, freeze: bool, missing: Option<&str>, lent: &mut Lent<'_>) -> Result<(), JobError> {
+        let job = self.id;
+        self.check_cgroup(missing)?;
+        let (Some(cgroup), Some(tree)) = (self.cgroup.as_ref(), lent.cgroups.as_ref()) else { return Err(JobError::Ended { job }) };
+        let failed = |operation| move |source| JobError::Io { job, operation, source };
+        if self.watch.is_none() {
+            let watched = lent.watcher.watch(&tree.file_path(cgroup, "cgroup.events"), self.key, Watched::Tree);
+            self.watch = Some(watched.map_err(failed("watching the cgroup"))?);
+        }
+        tree.freeze(cgroup, freeze).map_err(failed(if freeze { "freezing the processes" } else { "thawing the processes" }))?;
+        self.control.get_or_insert_default().watches_frozen = true;
+        // It may have happened before the watch.
+        self.look_at_freeze(lent);
+        Ok(())
+    }
+
+    /// Asks for word of pressure; `None`: of no more.
+    pub(crate) fn watch_pressure(
+        &mut self,
+        resource: PressureResource,
+        pressure: Option<&Pressure>,
+        missing: Option<&str>,
+        lent: &mut Lent<'_>,
+    ) -> Result<(), JobError> {
+        let job = self.id;
+        self.check_cgroup(missing)?;
+        let Some(cgroup) = &self.cgroup else { return Err(JobError::Ended { job }) };
+        let Some(pressure) = pressure else {
+            if let Some(control) = &mut self.control {
+                control.unwatch_pressure(resource, lent);
+            }
+            return Ok(());
+        };
+        if !pressure.is_valid() {
+            return Err(JobError::InvalidPressure { job });
+        }
+        let watched = self.control.get_or_insert_default().watch_pressure(resource, pressure, self.key, cgroup, lent);
+        watched.map_err(|source| JobError::Io { job, operation: "watching the pressure", source })
+    }
+
+    fn check_cgroup(&self, missing: Option<&str>) -> Result<(), JobError> {
+        if self.had_cgroup {
+            return Ok(());
+        }
+        let reason = missing.unwrap_or("the worker has none").to_owned();
+        Err(JobError::NoCgroup { job: self.id, reason })
+    }
+
+    /// Whether the job's child stands in memory of its own, waiting a moment for one that has just executed its program.
+    fn is_out_of_host_memory(&self) -> bool {
+        if self.life.is_starting() {
+            return false;
+        }
+        let Some(process) = self.process.as_ref().filter(|process| process.rung().shares_memory()) else { return true };
+        let deadline = Instant::now() + LEAVE_TIME_MAX;
+        while !process.is_past_exec() {
+            if process.is_reaped() || process.wait_dead(Duration::ZERO) {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::yield_now();
+        }
+        true
     }
 
     /// Sends a signal to the main process.
@@ -551,6 +735,9 @@ impl Job {
             finished: self.finished,
             run_time: self.exited_at.unwrap_or(now).saturating_duration_since(self.started_at),
             usage: self.usage.as_deref().copied(),
+            oom_killed: self.oom_killed,
+            frozen: self.control.as_ref().is_some_and(|control| control.is_frozen),
+            cgroup_usage: self.control.as_ref().and_then(|control| control.usage.clone()),
             output: self.outputs.count(),
             log: self.outputs.log_path(log_dir),
             cgroup: cgroups.filter(|_| self.had_cgroup).map(|tree| tree.path_named(&entry())),
@@ -562,13 +749,21 @@ impl Job {
 
     /// The next thing to tell; `None` when all is told.
     pub(crate) fn next_event(&mut self) -> Option<Event> {
-        let notice = NOTICES.into_iter().find(|notice| self.notices & *notice as u8 != 0)?;
-        self.notices &= !(notice as u8);
+        let notice = NOTICES.into_iter().find(|notice| self.notices & *notice as u16 != 0)?;
+        self.notices &= !(notice as u16);
         let job = self.id;
         let exit = self.life.exit().unwrap_or(Exit::Unknown);
         Some(match notice {
             Notice::Started => Event::Started { job },
             Notice::LogFault => Event::LogFault { job, errno: self.outputs.fault() },
+            Notice::OutOfMemory => Event::OutOfMemory { job },
+            Notice::MemoryHigh => Event::MemoryHigh { job },
+            Notice::PidsMax => Event::PidsMax { job },
+            Notice::Frozen => Event::Frozen { job, frozen: self.control.as_ref().is_some_and(|control| control.is_frozen) },
+            Notice::CpuPressure => Event::Pressure { job, resource: PressureResource::Cpu },
+            Notice::MemoryPressure => Event::Pressure { job, resource: PressureResource::Memory },
+            Notice::IoPressure => Event::Pressure { job, resource: PressureResource::Io },
+            Notice::TreeEmpty => Event::TreeEmpty { job },
             Notice::Exited => Event::Exited { job, exit },
             Notice::LogReady => Event::LogReady { job },
             Notice::Over => match self.failure.as_deref() {
@@ -595,8 +790,8 @@ impl Job {
             self.notices = 0;
             return;
         }
-        self.notices |= if news.fault { Notice::LogFault as u8 } else { 0 };
-        self.notices |= if news.ready { Notice::LogReady as u8 } else { 0 };
+        self.notices |= if news.fault { Notice::LogFault as u16 } else { 0 };
+        self.notices |= if news.ready { Notice::LogReady as u16 } else { 0 };
         if self.notices != 0 && !self.reports_queued {
             self.reports_queued = true;
             queues.reports.push_back(self.key);
@@ -720,7 +915,7 @@ impl Job {
             return;
         }
         self.decide_start(lent);
-        self.notices &= !(Notice::Started as u8);
+        self.notices &= !(Notice::Started as u16);
         // A stop that was asked for is told as one.
         if self.life.stop_reason().is_none() {
             self.failure = Some(Box::new(StartFailure::killed(signal)));
@@ -739,6 +934,7 @@ impl Job {
     fn exited(&mut self, exit: Exit, lent: &mut Lent<'_>) {
         lent.deadlines.remove(&mut self.deadlines.reap, (self.key, Alarm::Reap));
         self.exited_at = Some(lent.now);
+        self.judge(exit, lent);
         if !self.keeps_pidfd {
             self.drop_reaped_process(lent);
         }
@@ -814,10 +1010,11 @@ impl Job {
             }
             Action::ReportStarted => {
                 if !self.confirmed {
-                    self.notices |= Notice::Started as u8;
+                    self.notices |= Notice::Started as u16;
                 }
+                self.set_oom_group(lent);
             }
-            Action::ReportExited => self.notices |= Notice::Exited as u8,
+            Action::ReportExited => self.notices |= Notice::Exited as u16,
             Action::Finish => self.finish(lent),
         }
         Ok(None)
@@ -847,19 +1044,19 @@ impl Job {
             }
             return Input::TreeUntracked;
         }
-        let (Some(tree), Some(cgroup)) = (lent.cgroups.as_mut(), self.cgroup.as_ref()) else { return Input::TreeGone };
-        if let Ok(true) = tree.remove(cgroup) {
+        if let Ok(true) = self.remove_cgroup(lent) {
             self.unwatch(lent);
             self.cgroup = None;
             return Input::TreeGone;
         }
+        let (Some(tree), Some(cgroup)) = (lent.cgroups.as_mut(), self.cgroup.as_ref()) else { return Input::TreeGone };
         if kill {
             // If that fails the drain's deadline decides.
             let _ = tree.kill(cgroup);
         }
         if self.watch.is_none() {
             // Out of watches (fs.inotify.max_user_watches): the looks and the deadline remain.
-            self.watch = lent.watcher.watch(&tree.events_path(cgroup), self.key).ok();
+            self.watch = lent.watcher.watch(&tree.file_path(cgroup, "cgroup.events"), self.key, Watched::Tree).ok();
         }
         self.tree_looks = 0;
         self.look_again(true, lent);
@@ -887,10 +1084,14 @@ impl Job {
             }
             return;
         }
+        self.notices |= Notice::TreeEmpty as u16;
         let _ = self.feed(Input::TreeGone, lent);
     }
 
     fn unwatch(&mut self, lent: &mut Lent<'_>) {
+        if let Some(control) = &mut self.control {
+            control.end(self.key, lent);
+        }
         if let Some(watch) = self.watch.take() {
             lent.watcher.unwatch(watch);
         }
@@ -930,6 +1131,86 @@ impl Job {
         self.queue_reports(lent.queues);
     }
 
+    /// Something is to be told.
+    fn note(&mut self, notice: Notice, lent: &mut Lent<'_>) {
+        self.notices |= notice as u16;
+        self.queue_reports(lent.queues);
+    }
+
+    /// Reads something of the job's cgroup.
+    fn with_cgroup<T>(&self, lent: &Lent<'_>, read: impl FnOnce(&CgroupTree, &JobCgroup) -> io::Result<T>) -> Option<T> {
+        read(lent.cgroups.as_ref()?, self.cgroup.as_ref()?).ok()
+    }
+
+    /// Sets `memory.oom.group`, if that is to be done and can be.
+    fn set_oom_group(&mut self, lent: &mut Lent<'_>) {
+        let (Some(control), Some(cgroup)) = (self.control.as_mut(), self.cgroup.as_ref()) else { return };
+        let process = self.process.as_ref();
+        let has_left = || process.is_some_and(|process| !process.rung().shares_memory() || process.is_past_exec());
+        control.set_oom_group(self.key, has_left, cgroup, lent);
+    }
+
+    /// Takes note of what `memory.events` says.
+    fn look_at_memory(&mut self, lent: &mut Lent<'_>) {
+        if let Some(Some(events)) = self.with_cgroup(lent, CgroupTree::memory_events) {
+            self.note_memory(&events, lent);
+        }
+    }
+
+    fn note_memory(&mut self, events: &MemoryEvents, lent: &mut Lent<'_>) {
+        let news = self.control.get_or_insert_default().note_memory(events, lent.now);
+        if news.out_of_memory {
+            self.note(Notice::OutOfMemory, lent);
+        }
+        if news.high {
+            self.note(Notice::MemoryHigh, lent);
+        }
+    }
+
+    /// The main process has ended: was it for want of memory?
+    fn judge(&mut self, exit: Exit, lent: &mut Lent<'_>) {
+        let is_killed = matches!(exit, Exit::Signal { signal: Signal::KILL, .. });
+        if !is_killed || self.life.is_killed() || self.failure.is_some() {
+            return;
+        }
+        if let Some(Some(events)) = self.with_cgroup(lent, CgroupTree::memory_events)
+            && events.oom_kill > 0
+        {
+            self.oom_killed = true;
+            self.note_memory(&events, lent);
+        }
+    }
+
+    fn look_at_freeze(&mut self, lent: &mut Lent<'_>) {
+        let Some(is_frozen) = self.with_cgroup(lent, |tree, cgroup| Ok(tree.is_frozen(cgroup))) else { return };
+        let Some(control) = self.control.as_mut().filter(|control| control.watches_frozen) else { return };
+        if std::mem::replace(&mut control.is_frozen, is_frozen) != is_frozen {
+            self.note(Notice::Frozen, lent);
+        }
+    }
+
+    /// Removes the job's cgroup if it is empty, having read what it tells about the job.
+    fn remove_cgroup(&mut self, lent: &mut Lent<'_>) -> io::Result<bool> {
+        let (Some(tree), Some(cgroup)) = (lent.cgroups.as_ref(), self.cgroup.as_ref()) else { return Ok(true) };
+        if self.control.is_some() && self.failure.is_none() {
+            if tree.is_populated(cgroup)? {
+                return Ok(false);
+            }
+            self.read_usage(lent);
+        }
+        let (Some(tree), Some(cgroup)) = (lent.cgroups.as_ref(), self.cgroup.as_ref()) else { return Ok(true) };
+        tree.remove(cgroup)
+    }
+
+    /// Reads what the job has used in all, as far as that is asked.
+    fn read_usage(&mut self, lent: &mut Lent<'_>) {
+        let Some(usage) = self.with_cgroup(lent, CgroupTree::usage) else { return };
+        if let Some(memory) = &usage.memory {
+            self.note_memory(&memory.events, lent);
+        }
+        self.control.get_or_insert_default().usage = Some(usage);
+    }
+
     /// The job is over: lets go of everything.
     fn finish(&mut self, lent: &mut Lent<'_>) {
         self.decide_start(lent);
@@ -945,6 +1226,13 @@ impl Job {
             lent.deadlines.remove(self.deadlines.of(timer), (self.key, Alarm::Life(timer)));
         }
         lent.deadlines.remove(&mut self.deadlines.slot, (self.key, Alarm::Slot));
+        if self.cgroup.is_some() && self.control.is_some() && self.failure.is_none() {
+            // Something of it cannot be ended: this is what is known for now.
+            self.read_usage(lent);
+        }
+        if let Some(control) = &mut self.control {
+            control.end(self.key, lent);
+        }
         if self.cgroup.is_none() {
             lent.deadlines.remove(&mut self.deadlines.tree, (self.key, Alarm::Tree));
         }
@@ -954,7 +1242,7 @@ impl Job {
             self.outputs.seal_log(lent);
         }
         lent.queues.unfinished = lent.queues.unfinished.saturating_sub(1);
-        self.notices |= Notice::Over as u8;
+        self.notices |= Notice::Over as u16;
         if self.hidden {
             lent.queues.gone.push(self.key);
         }
@@ -965,14 +1253,10 @@ impl Job {
     }
 }
 
-/// Writes the limits of a job that has no process yet.
-fn set_limits(limits: &Limits, tree: Option<&CgroupTree>, cgroup: Option<&JobCgroup>) -> Result<(), StartFailure> {
-    let Some(memory_max) = limits.memory_max else { return Ok(()) };
-    let no_cgroup = || StartFailure::new(Step::Limit, None, &io::Error::from_raw_os_error(errno::EOPNOTSUPP));
-    let (tree, cgroup) = tree.zip(cgroup).ok_or_else(no_cgroup)?;
-    let file = "memory.max";
-    let failed = |error| StartFailure::new(Step::Limit, Some(&tree.path_of(cgroup).join(file)), &error);
-    tree.set_limit(cgroup, file, &memory_max.to_string()).map_err(failed)
+/// A job with limits was to be started where there are no cgroups.
+fn no_cgroup(missing: Option<&str>) -> StartFailure {
+    let advice = missing.map(|missing| format!("jobs have no cgroups here: {missing}"));
+    StartFailure::limit(None, &io::Error::from_raw_os_error(errno::EOPNOTSUPP), advice)
 }
 
 fn cgroup_path(tree: Option<&CgroupTree>, cgroup: Option<&JobCgroup>) -> Option<PathBuf> {

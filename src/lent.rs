@@ -33,6 +33,8 @@ pub(crate) enum Alarm {
     Reap,
     /// A spawn slot was waited for long enough.
     Slot,
+    /// Look again whether the child has left the host's memory.
+    Leave,
 }
 
 /// Which of a job's outputs: 0 is stdout or both, 1 is stderr.
@@ -60,6 +62,11 @@ impl Lent<'_> {
     /// Puts a descriptor of the job at `key` into the loop.
     pub(crate) fn register(&self, fd: i32, key: Key, source: Source) -> io::Result<()> {
         self.registry.register(&mut SourceFd(&fd), Token(Target::Job(key, source).pack()), Interest::READABLE)
+    }
+
+    /// As [`register`](Self::register), for one that tells by POLLPRI.
+    pub(crate) fn register_priority(&self, fd: i32, key: Key, source: Source) -> io::Result<()> {
+        self.registry.register(&mut SourceFd(&fd), Token(Target::Job(key, source).pack()), Interest::PRIORITY)
     }
 
     /// Takes a descriptor out of the loop. Before its close: a child between clone and exec may still hold the file, and the registration would

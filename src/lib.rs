@@ -46,7 +46,7 @@
 //! |---|---|---|
 //! | 6 | `worker`, `builder` | the public face |
 //! | 5 | `reactor` | wait, dispatch, deadlines |
-//! | 4 | `job`, `outputs`, `table`, `lent`, `log_reader` | one job put together; its outputs and log; where jobs are kept; what they are lent; a log from outside |
+//! | 4 | `job`, `outputs`, `control`, `table`, `lent`, `log_reader` | one job put together; its outputs and log; its limits and what it used; where jobs are kept; what they are lent; a log from outside |
 //! | 3 | `kernel` | one kernel object per file: process, cgroup, log file, inotify … |
 //! | 2 | `logic` | no clock, no descriptor: lifecycle, line splitter, record codec, deadlines |
 //! | 1 | `model` | plain values: what is asked, what is answered, what went wrong |
@@ -56,6 +56,10 @@
 #![forbid(unsafe_code)]
 
 mod builder;
+mod control;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod guide;
 mod job;
 mod kernel;
@@ -72,13 +76,15 @@ pub use builder::Builder;
 pub use kernel::spawner::leaked_spawn_slots;
 pub use kernel::stream::LogStream;
 pub use log_reader::LogReader;
-pub use model::capabilities::{Capabilities, CgroupReport, Rung, RungReason, RungReport};
+pub use model::capabilities::{Capabilities, CgroupReport, LimitReport, Rung, RungReason, RungReport};
 pub use model::command::{Command, TreePolicy};
 pub use model::error::{BuildError, CommandError, JobError, RunError, StartError, StartFailure, Step, StreamError, TurnError};
 pub use model::event::{Event, Events};
 pub use model::id::{JobId, OwnerId};
+pub use model::leftover::Leftover;
 pub use model::limits::{IoDevice, IoMax, Limits};
 pub use model::output::{Capture, LogFormat, OutputStream, Record, StreamSelect, Timestamp};
+pub use model::pressure::{Pressure, PressureResource};
 pub use model::resource::Resource;
 pub use model::settings::{CgroupBase, EnvBase};
 pub use model::signal::{Signal, UnknownSignal};

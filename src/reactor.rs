@@ -12,7 +12,7 @@ use crate::job::Job;
 use crate::kernel::cgroup::CgroupTree;
 use crate::kernel::log_dir::LogDir;
 use crate::kernel::spawner::Spawner;
-use crate::kernel::watcher::Watcher;
+use crate::kernel::watcher::{Watched, Watcher};
 use crate::lent::{Alarm, Lent, Queues, Records};
 use crate::logic::deadlines::DeadlineQueue;
 use crate::logic::token::{Key, Target};
@@ -56,7 +56,7 @@ pub(crate) struct Reactor {
     records: Records,
     pub(crate) queues: Queues,
     /// Owners of inotify notices; empty between turns.
-    noticed: Vec<Key>,
+    noticed: Vec<(Key, Watched)>,
     pub(crate) cgroups: Option<CgroupTree>,
     pub(crate) log_dir: LogDir,
     pub(crate) settings: Settings,
@@ -239,7 +239,7 @@ impl Reactor {
                 // A stale event names a place that has another job now, or none: not found, and that is all.
                 Target::Job(key, source) => {
                     if let Some(job) = table.get_mut(key) {
-                        job.on_ready(source, event.is_read_closed(), &mut lent);
+                        job.on_ready(source, event.is_read_closed() || event.is_error(), &mut lent);
                     }
                 }
                 Target::Inotify => notices = true,
@@ -261,8 +261,8 @@ impl Reactor {
     fn read_notices(&mut self, table: &mut Table) -> Result<(), TurnError> {
         let noticed = &mut self.noticed;
         self.watcher.read(|owner| noticed.push(owner)).map_err(TurnError::new("reading inotify notices"))?;
-        while let Some(key) = self.noticed.pop() {
-            self.with_job(table, key, Job::on_tree_notice);
+        while let Some((key, watched)) = self.noticed.pop() {
+            self.with_job(table, key, |job, lent| job.on_notice(watched, lent));
         }
         Ok(())
     }

@@ -6,17 +6,23 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crate::job::{Host, Job, SLOT_WAIT_MAX};
+use crate::kernel::cgroup::CgroupTree;
 use crate::kernel::process;
 use crate::kernel::stream::LogStream;
+use crate::lent::Lent;
 use crate::logic::token::Key;
 use crate::model::capabilities::{Capabilities, Rung};
 use crate::model::command::Command;
 use crate::model::error::{JobError, RunError, StartError, StartFailure, Step, StreamError, TurnError, errno};
 use crate::model::event::Events;
 use crate::model::id::{JobId, OwnerId};
+use crate::model::leftover::Leftover;
+use crate::model::limits::Limits;
 use crate::model::output::{OutputStream, StreamSelect};
+use crate::model::pressure::{Pressure, PressureResource};
 use crate::model::signal::Signal;
 use crate::model::status::{Status, StopReason};
+use crate::model::usage::CgroupUsage;
 use crate::reactor::Reactor;
 use crate::table::Table;
 
@@ -162,6 +168,82 @@ impl Worker {
     /// [`JobError::NotFound`]; [`JobError::Ended`] if that process has ended; [`JobError::Io`] if the kernel refuses.
     pub fn signal(&self, job: JobId, signal: Signal) -> Result<(), JobError> {
         self.table.by_id(job).ok_or(JobError::NotFound { job })?.signal(signal)
+    }
+
+    /// Sets limits of a job that runs. What `limits` does not name stays as it is; see [`Limits`] for how a limit is lifted.
+    ///
+    /// A `memory.max` below what the job uses has the kernel take memory back from it, and kill if that is not enough.
+    ///
+    /// # Errors
+    /// [`JobError::NotFound`]; [`JobError::NoCgroup`]; [`JobError::Starting`] as long as the program has not been executed; [`JobError::Ended`] if nothing is
+    /// left of the job; [`JobError::InvalidLimits`]; [`JobError::Limit`], with what to do about it.
+    pub fn set_limits(&mut self, job: JobId, limits: &Limits) -> Result<(), JobError> {
+        self.with_cgroup_of(job, |found, missing, lent| found.set_limits(limits, missing, lent))
+    }
+
+    /// What a job's whole tree has used so far; of one that is over, in all, if that was read ([`Status::cgroup_usage`] says when it is).
+    ///
+    /// # Errors
+    /// [`JobError::NotFound`]; [`JobError::NoCgroup`]; [`JobError::Ended`] if it is over and nobody has asked in time; [`JobError::Io`].
+    pub fn usage(&self, job: JobId) -> Result<CgroupUsage, JobError> {
+        let found = self.table.by_id(job).ok_or(JobError::NotFound { job })?;
+        found.cgroup_usage(self.host.cgroup_missing.as_deref(), self.reactor.cgroups.as_ref())
+    }
+
+    /// Freezes all processes of a job (`cgroup.freeze`): they get no CPU time, and hear no signal but SIGKILL, until [`thaw`](Self::thaw).
+    /// [`Event::Frozen`](crate::Event::Frozen) tells when all of them are. A [`stop`](Self::stop) kills a frozen job all the same; a signal, and with it a gentle
+    /// stop, reaches it once it is thawed.
+    ///
+    /// # Errors
+    /// [`JobError::NotFound`]; [`JobError::NoCgroup`]; [`JobError::Ended`] if nothing is left of the job; [`JobError::Io`].
+    pub fn freeze(&mut self, job: JobId) -> Result<(), JobError> {
+        self.with_cgroup_of(job, |found, missing, lent| found.freeze(true, missing, lent))
+    }
+
+    /// Lets the processes of a frozen job go on.
+    ///
+    /// # Errors
+    /// As [`freeze`](Self::freeze).
+    pub fn thaw(&mut self, job: JobId) -> Result<(), JobError> {
+        self.with_cgroup_of(job, |found, missing, lent| found.freeze(false, missing, lent))
+    }
+
+    /// Asks to be told ([`Event::Pressure`](crate::Event::Pressure)) when a job's processes wait for a resource as long as `pressure` says: at most once in each of
+    /// its windows. What was asked before about the same resource is forgotten. It takes a file descriptor, until the job has ended or
+    /// [`unwatch_pressure`](Self::unwatch_pressure).
+    ///
+    /// # Errors
+    /// [`JobError::NotFound`]; [`JobError::NoCgroup`]; [`JobError::Ended`] if nothing is left of the job; [`JobError::InvalidPressure`]; [`JobError::Io`]: ENOENT or
+    /// EOPNOTSUPP where the kernel does not measure pressure (CONFIG_PSI, `psi=1` on its command line), EINVAL for a window that is no multiple of 2 s from a
+    /// host without privilege, or one older than Linux 6.5.
+    pub fn watch_pressure(&mut self, job: JobId, resource: PressureResource, pressure: &Pressure) -> Result<(), JobError> {
+        self.with_cgroup_of(job, |found, missing, lent| found.watch_pressure(resource, Some(pressure), missing, lent))
+    }
+
+    /// Asks to be told no more of a job's pressure on a resource.
+    ///
+    /// # Errors
+    /// [`JobError::NotFound`]; [`JobError::NoCgroup`]; [`JobError::Ended`].
+    pub fn unwatch_pressure(&mut self, job: JobId, resource: PressureResource) -> Result<(), JobError> {
+        self.with_cgroup_of(job, |found, missing, lent| found.watch_pressure(resource, None, missing, lent))
+    }
+
+    /// The cgroups below the base of jobs whose worker is dead, because its host crashed for instance. Those of live workers are not among them: each holds a lock
+    /// for life.
+    ///
+    /// # Errors
+    /// If the base cannot be read. Without cgroups nothing is left over.
+    pub fn leftovers(&self) -> io::Result<Vec<Leftover>> {
+        self.reactor.cgroups.as_ref().map_or(Ok(Vec::new()), CgroupTree::leftovers)
+    }
+
+    /// Kills what is left of dead workers, waits up to `timeout` in all until it is gone, and removes its cgroups. This is for the start of a host: it blocks.
+    /// What could not be removed is still among the [`leftovers`](Self::leftovers).
+    ///
+    /// # Errors
+    /// If the base cannot be read, or a cgroup not be killed or removed; the others are, all the same.
+    pub fn kill_leftovers(&mut self, timeout: Duration) -> io::Result<()> {
+        self.reactor.cgroups.as_mut().map_or(Ok(()), |tree| tree.kill_leftovers(timeout))
     }
 
     /// A reader of a job's log, from its start: every byte that the job wrote or will write, on both streams.
@@ -354,11 +436,17 @@ impl Worker {
         Ok(found.take_output(stream).map(Into::into))
     }
 
-    fn with_job(
+    /// As [`with_job`](Self::with_job), for what needs a cgroup: also hands out why there may be none.
+    fn with_cgroup_of(
         &mut self,
         job: JobId,
-        handle: impl FnOnce(&mut Job, &mut crate::lent::Lent<'_>) -> Result<(), JobError>,
+        handle: impl FnOnce(&mut Job, Option<&str>, &mut Lent<'_>) -> Result<(), JobError>,
     ) -> Result<(), JobError> {
+        let missing = self.host.cgroup_missing.clone();
+        self.with_job(job, |found, lent| handle(found, missing.as_deref(), lent))
+    }
+
+    fn with_job(&mut self, job: JobId, handle: impl FnOnce(&mut Job, &mut Lent<'_>) -> Result<(), JobError>) -> Result<(), JobError> {
         let found = self.table.by_id_mut(job).ok_or(JobError::NotFound { job })?;
         let handled = handle(found, &mut self.reactor.lend());
         let armed = self.reactor.arm().and_then(|()| self.reactor.announce_reports());

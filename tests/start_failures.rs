@@ -614,14 +614,14 @@ fn a_limit_that_cannot_be_had_refuses_the_start() {
     let host = Host::new();
     let limits = iron_exec::Limits::new().memory_max(1 << 30);
     let mut worker = builder(&host).cgroup_base(CgroupBase::Off).build().unwrap();
-    let failure = confirmed(&mut worker, &Command::new("true").limits(limits));
+    let failure = confirmed(&mut worker, &Command::new("true").limits(limits.clone()));
     assert_eq!((failure.step(), failure.errno()), (Step::Limit, Errno::OPNOTSUPP.raw_os_error()));
-    assert!(failure.to_string().contains("the job has no cgroup"), "{failure}");
+    assert!(failure.to_string().contains("jobs have no cgroups here: cgroups are switched off"), "{failure}");
     // A hierarchy without the controller "memory", as where version 1 has it.
     let mut worker = builder(&host).build().unwrap();
     let Some(cgroup) = worker.capabilities().cgroup.clone() else { return };
     if !cgroup.controllers.iter().any(|name| name == "memory") {
-        let failure = confirmed(&mut worker, &Command::new("true").limits(limits));
+        let failure = confirmed(&mut worker, &Command::new("true").limits(limits.clone()));
         assert_eq!((failure.step(), failure.path().unwrap().file_name().unwrap()), (Step::Limit, "memory.max".as_ref()));
         assert!(failure.advice().is_some(), "{failure}");
         assert_eq!((host.cgroups(), host.logs()), (Vec::new(), Vec::new()));

@@ -15,11 +15,15 @@ use iron_exec::framing::cri::{self, Decoded, Decoder, HEADER_BYTES, RECORD_OVERH
 use iron_exec::framing::{Ending, LineSplitter, Piece};
 use iron_exec::{OutputStream, Timestamp};
 
+mod kernel_files;
+
+pub use kernel_files::kernel_files;
+
 /// A fuzz target's name and body.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 2] = [("line_splitter", line_splitter), ("cri_codec", cri_codec)];
+pub const TARGETS: [Target; 3] = [("line_splitter", line_splitter), ("cri_codec", cri_codec), ("kernel_files", kernel_files)];
 
 /// The inputs that are kept for a target, with their paths, in no particular order.
 ///

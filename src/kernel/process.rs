@@ -95,7 +95,9 @@ impl Launch {
             is_other_user,
             keeps_capability: is_other_user && command.uid != Some(0),
             sets_oom_score_adj: command.oom_score_adj.is_some(),
-            memory_max: command.limits.memory_max,
+            memory_max: command.limits.memory_floor(),
+            cpu_quota_micros: command.limits.cpu_micros().and_then(|(quota, _)| quota),
+            limits_io: !command.limits.io_max.is_empty(),
         };
         Ok(Self { program: Program { image, setup }, ask })
     }
@@ -214,6 +216,11 @@ impl Process {
     pub(crate) fn ends_before_exec(&self) -> bool {
         // As long as nobody has reaped it, its number is its own.
         !self.reaped && std::fs::read(format!("/proc/{}/stat", self.pid)).is_ok_and(|stat| kernel_text::ends_before_exec(&stat))
+    }
+
+    /// Whether its program was executed: it stands in its own memory then. Not told of one that was reaped.
+    pub(crate) fn is_past_exec(&self) -> bool {
+        !self.reaped && std::fs::read(format!("/proc/{}/stat", self.pid)).is_ok_and(|stat| kernel_text::is_past_exec(&stat))
     }
 
     /// Whether it is dead, waiting up to `timeout` for that.

@@ -1,4 +1,4 @@
-//! The one inotify descriptor: tells when a job's cgroup has become empty.
+//! The one inotify descriptor: tells when something has changed in a job's cgroup.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,10 +15,21 @@ use crate::logic::token::Key;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Watch(i32);
 
+/// What a watched file tells of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Watched {
+    /// `cgroup.events`: whether processes are left in it, whether it is frozen.
+    Tree,
+    /// `memory.events`.
+    Memory,
+    /// `pids.events`.
+    Pids,
+}
+
 #[derive(Debug)]
 pub(crate) struct Watcher {
     fd: OwnedFd,
-    owners: HashMap<i32, Key>,
+    owners: HashMap<i32, (Key, Watched)>,
 }
 
 impl Watcher {
@@ -26,10 +37,10 @@ impl Watcher {
         Ok(Self { fd: inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?, owners: HashMap::new() })
     }
 
-    /// Watches a `cgroup.events` file for `owner`. Look at the file after this, not before.
-    pub(crate) fn watch(&mut self, path: &Path, owner: Key) -> io::Result<Watch> {
+    /// Watches a file of the cgroup of `owner`. Look at the file after this, not before.
+    pub(crate) fn watch(&mut self, path: &Path, owner: Key, watched: Watched) -> io::Result<Watch> {
         let watch = inotify::add_watch(&self.fd, path, WatchFlags::MODIFY)?;
-        self.owners.insert(watch, owner);
+        self.owners.insert(watch, (owner, watched));
         Ok(Watch(watch))
     }
 
@@ -41,8 +52,8 @@ impl Watcher {
         }
     }
 
-    /// Calls `notify` with the owner of every notice; after an overflow with every owner there is. Reads to the end.
-    pub(crate) fn read(&mut self, mut notify: impl FnMut(Key)) -> io::Result<()> {
+    /// Calls `notify` with the owner of every notice and what it is about; after an overflow with every one there is. Reads to the end.
+    pub(crate) fn read(&mut self, mut notify: impl FnMut((Key, Watched))) -> io::Result<()> {
         let mut buffer = [MaybeUninit::<u8>::uninit(); 4096];
         let mut reader = inotify::Reader::new(&self.fd, &mut buffer);
         loop {

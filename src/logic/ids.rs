@@ -5,7 +5,8 @@ use std::hash::BuildHasher;
 
 use uuid::Uuid;
 
-/// Makes version 7 UUIDs: a millisecond time, a counter within it, and bits that nobody can guess (a keyed hash, its key drawn once).
+/// Makes version 7 UUIDs: a millisecond time, a counter within it, the maker's own bits, and bits that nobody can guess (keyed hashes, their key drawn
+/// once).
 #[derive(Debug, Default)]
 pub(crate) struct Ids {
     key: RandomState,
@@ -28,10 +29,18 @@ impl Ids {
             self.in_this_milli += 1;
         }
         self.made += 1;
-        let [b0, b1, b2, b3, b4, b5, b6, b7] = self.key.hash_one(self.made).to_be_bytes();
+        // The first number that is hashed, 0, is the maker's.
+        let [m0, m1, m2, m3, ..] = self.key.hash_one(0_u64).to_be_bytes();
+        let [b0, b1, b2, b3, ..] = self.key.hash_one(self.made).to_be_bytes();
         let [c0, c1] = self.in_this_milli.to_be_bytes();
-        uuid::Builder::from_unix_timestamp_millis(self.millis, &[c0, c1, b0, b1, b2, b3, b4, b5, b6, b7]).into_uuid()
+        uuid::Builder::from_unix_timestamp_millis(self.millis, &[c0, c1, m0, m1, m2, m3, b0, b1, b2, b3]).into_uuid()
     }
+}
+
+/// Whether one maker has made both: the 30 bits behind the variant are its own.
+pub(crate) fn are_of_one_maker(left: Uuid, right: Uuid) -> bool {
+    const MAKER: std::ops::Range<usize> = 8..12;
+    left.as_bytes().get(MAKER) == right.as_bytes().get(MAKER)
 }
 
 #[cfg(test)]
@@ -45,6 +54,14 @@ mod tests {
         let made: Vec<Uuid> = millis.map(|millis| ids.next(millis)).collect();
         assert!(made.is_sorted() && made.windows(2).all(|pair| pair[0] != pair[1]));
         assert!(made.iter().all(|id| id.get_version_num() == 7 && id.get_variant() == uuid::Variant::RFC4122));
+    }
+
+    #[test]
+    fn an_id_tells_its_maker() {
+        let (mut left, mut right) = (Ids::default(), Ids::default());
+        let of_left: Vec<Uuid> = (0..100).map(|millis| left.next(millis)).collect();
+        assert!(of_left.iter().all(|id| are_of_one_maker(*id, of_left[0])));
+        assert!(!are_of_one_maker(right.next(0), of_left[0]));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Reads the text of kernel files. What is not understood is left out, never guessed.
+//! Reads the text of files below /proc and /sys, but for those of cgroups. What is not understood is left out, never guessed.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -46,40 +46,84 @@ pub(crate) fn own_cgroup(proc_self_cgroup: &[u8]) -> Option<PathBuf> {
     lines(proc_self_cgroup).find_map(|line| line.strip_prefix(b"0::")).filter(|path| path.starts_with(b"/")).map(path)
 }
 
-/// Whether a process lives in a cgroup or below it, from the text of its `cgroup.events`.
-pub(crate) fn populated(cgroup_events: &[u8]) -> Option<bool> {
-    match lines(cgroup_events).find_map(|line| line.strip_prefix(b"populated "))? {
-        b"0" => Some(false),
-        b"1" => Some(true),
-        _ => None,
-    }
-}
-
-/// Whether a cgroup and all below it is frozen, from the text of its `cgroup.events`.
-pub(crate) fn frozen(cgroup_events: &[u8]) -> bool {
-    lines(cgroup_events).any(|line| line == b"frozen 1")
-}
-
 /// Whether a process ends, or has ended, without having executed a program, from the text of `/proc/PID/stat`: among its flags, the ninth field, are
 /// PF_EXITING and PF_FORKNOEXEC. The second field is a name in brackets, which can hold anything, brackets too.
 pub(crate) fn ends_before_exec(stat: &[u8]) -> bool {
     const PF_EXITING: u64 = 0x4;
-    const PF_FORKNOEXEC: u64 = 0x40;
-    const FLAGS_AFTER_NAME: usize = 6;
-    let after_name = stat.rsplit(|&byte| byte == b')').next().unwrap_or_default();
-    let flags = after_name.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty()).nth(FLAGS_AFTER_NAME);
-    let flags: Option<u64> = flags.and_then(|flags| str::from_utf8(flags).ok()?.parse().ok());
-    flags.is_some_and(|flags| flags & PF_EXITING != 0 && flags & PF_FORKNOEXEC != 0)
+    process_flags(stat).is_some_and(|flags| flags & PF_EXITING != 0 && flags & PF_FORKNOEXEC != 0)
 }
 
-/// The words of a file such as `cgroup.controllers`. Words that are not UTF-8 are left out.
-pub(crate) fn words(content: &[u8]) -> Vec<String> {
-    let words = content.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
-    words.filter_map(|word| str::from_utf8(word).ok()).map(str::to_owned).collect()
+/// Whether a process has executed a program, from the text of `/proc/PID/stat`. The kernel takes the flag back once it has switched to the program's memory.
+pub(crate) fn is_past_exec(stat: &[u8]) -> bool {
+    process_flags(stat).is_some_and(|flags| flags & PF_FORKNOEXEC == 0)
+}
+
+const PF_FORKNOEXEC: u64 = 0x40;
+
+fn process_flags(stat: &[u8]) -> Option<u64> {
+    const FLAGS_AFTER_NAME: usize = 6;
+    let (_, after_name) = stat.split_at_checked(stat.iter().rposition(|&byte| byte == b')')? + 1)?;
+    after_name.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty()).nth(FLAGS_AFTER_NAME).and_then(decimal)
+}
+
+/// What `/proc/cgroups` says of a controller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ProcController {
+    /// The version 1 hierarchy that it is bound to; 0 is none.
+    pub(crate) hierarchy: u32,
+    /// Whether it is switched on: `cgroup_disable=` on the kernel's command line switches it off.
+    pub(crate) enabled: bool,
+}
+
+/// What the text of `/proc/cgroups` says of a controller, which goes by its version 1 name there ("blkio" for "io"). A line is
+/// `memory\t4\t9\t1`: name, hierarchy, number of cgroups, enabled.
+pub(crate) fn hierarchy_of(proc_cgroups: &[u8], controller: &str) -> Option<ProcController> {
+    lines(proc_cgroups).find_map(|line| {
+        let mut fields = line.split(|&byte| byte == b'\t');
+        if fields.next()? != controller.as_bytes() {
+            return None;
+        }
+        let hierarchy = u32::try_from(decimal(fields.next()?)?).ok()?;
+        let enabled = match fields.nth(1)? {
+            b"0" => false,
+            b"1" => true,
+            _ => return None,
+        };
+        Some(ProcController { hierarchy, enabled })
+    })
+}
+
+/// A block device's major and minor number, from the text of its file `dev` in sysfs: `8:16` and a line feed.
+pub(crate) fn device_number(dev: &[u8]) -> Option<(u32, u32)> {
+    device(dev.strip_suffix(b"\n")?)
+}
+
+/// `8:16`: a device's major and minor number.
+pub(super) fn device(name: &[u8]) -> Option<(u32, u32)> {
+    let (major, minor) = split_once(name, b':')?;
+    let part = |digits| u32::try_from(decimal(digits)?).ok();
+    Some((part(major)?, part(minor)?))
+}
+
+/// A number that stands as nothing but decimal digits, as the kernel writes it, and that a `u64` can hold.
+pub(super) fn decimal(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() {
+        return None;
+    }
+    digits.iter().try_fold(0_u64, |number, digit| match digit {
+        b'0'..=b'9' => number.checked_mul(10)?.checked_add(u64::from(digit - b'0')),
+        _ => None,
+    })
+}
+
+/// What stands before and behind the first separator.
+pub(super) fn split_once(bytes: &[u8], separator: u8) -> Option<(&[u8], &[u8])> {
+    let at = bytes.iter().position(|&byte| byte == separator)?;
+    Some((&bytes[..at], &bytes[at + 1..]))
 }
 
 /// The lines of a kernel file, without their line feeds; behind the last line feed an empty one, which no reader here takes for anything.
-fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(|&byte| byte == b'\n')
 }
 
@@ -186,16 +230,6 @@ mod tests {
     }
 
     #[test]
-    fn populated_is_read_wherever_its_line_stands() {
-        assert_eq!(populated(b"populated 1\nfrozen 0\n"), Some(true));
-        assert_eq!(populated(b"frozen 1\npopulated 0\n"), Some(false));
-        assert_eq!(populated(b"frozen 1\n"), None);
-        assert_eq!(populated(b"populated \n"), None);
-        assert_eq!(populated(b"populated 10\n"), None);
-        assert_eq!(populated(b""), None);
-    }
-
-    #[test]
     fn a_process_that_ends_before_its_program_is_told_by_its_flags() {
         let stat = |flags: u32| format!("42 (a) b) (c) Z 1 42 42 0 -1 {flags} 7 0 0\n").into_bytes();
         assert!(ends_before_exec(&stat(0x44)));
@@ -204,15 +238,52 @@ mod tests {
         assert!(!ends_before_exec(&stat(0x4)), "a program that has ended");
         assert!(!ends_before_exec(b"42 (a) Z 1 42"));
         assert!(!ends_before_exec(b""));
+        assert!(is_past_exec(&stat(0x4)) && is_past_exec(&stat(0x40_0000)));
+        assert!(!is_past_exec(&stat(0x40)) && !is_past_exec(b"42 (a) Z 1 42") && !is_past_exec(b""));
     }
 
     #[test]
-    fn words_are_what_stands_between_white_space() {
-        assert_eq!(words(b"cpuset cpu io memory pids\n"), ["cpuset", "cpu", "io", "memory", "pids"]);
-        assert_eq!(words(b"  cpu\t io \n\n"), ["cpu", "io"]);
-        assert_eq!(words(b"cpu \xff io"), ["cpu", "io"]);
-        assert!(words(b"\n").is_empty());
-        assert!(words(b"").is_empty());
+    fn a_controller_is_bound_to_the_hierarchy_in_its_line() {
+        let proc_cgroups = b"#subsys_name\thierarchy\tnum_cgroups\tenabled\n\
+            cpuset\t3\t1\t1\ncpu\t1\t1\t1\ncpuacct\t2\t1\t1\nblkio\t7\t1\t1\nmemory\t4\t11\t1\nhugetlb\t0\t1\t1\nmisc\t0\t1\t0\n";
+        let of = |controller| hierarchy_of(proc_cgroups, controller).map(|of| (of.hierarchy, of.enabled));
+        assert_eq!(of("cpu"), Some((1, true)));
+        assert_eq!(of("blkio"), Some((7, true)));
+        assert_eq!(of("memory"), Some((4, true)));
+        assert_eq!(of("hugetlb"), Some((0, true)), "free for version 2");
+        assert_eq!(of("misc"), Some((0, false)));
+        for controller in ["io", "mem", "pids", "#subsys_name", ""] {
+            assert_eq!(of(controller), None, "{controller:?}");
+        }
+    }
+
+    #[test]
+    fn a_broken_line_says_nothing_of_its_controller() {
+        for line in
+            ["pids", "pids\t1", "pids\t1\t1", "pids\t1\t1\t2", "pids\t-1\t1\t1", "pids\t4294967296\t1\t1", "pids 1 1 1", " pids\t1\t1\t1"]
+        {
+            assert_eq!(hierarchy_of(line.as_bytes(), "pids"), None, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_device_number_is_two_numbers_and_a_line_feed() {
+        assert_eq!(device_number(b"8:16\n"), Some((8, 16)));
+        assert_eq!(device_number(b"254:1048575\n"), Some((254, 1_048_575)));
+        assert_eq!(device_number(b"4294967295:4294967295\n"), Some((u32::MAX, u32::MAX)));
+        for text in ["", "\n", "8:16", "8\n", "8:\n", ":16\n", "8:16:0\n", "8: 16\n", "+8:16\n", "8:-1\n", "8:16\n\n", "4294967296:0\n"] {
+            assert_eq!(device_number(text.as_bytes()), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_number_is_digits_alone() {
+        assert_eq!(decimal(b"0"), Some(0));
+        assert_eq!(decimal(b"18446744073709551615"), Some(u64::MAX));
+        for text in ["", "+1", "-1", " 1", "1 ", "1_000", "0x1", "1.5", "max", "18446744073709551616", "99999999999999999999999", "\u{661}"]
+        {
+            assert_eq!(decimal(text.as_bytes()), None, "{text:?}");
+        }
     }
 
     /// The kernel's side of the escapes.
@@ -232,10 +303,10 @@ mod tests {
             for text in [text, line] {
                 cgroup2_mounts(&text);
                 own_cgroup(&text);
-                populated(&text);
-                frozen(&text);
                 ends_before_exec(&text);
-                words(&text);
+                is_past_exec(&text);
+                hierarchy_of(&text, "memory");
+                device_number(&text);
             }
         }
     }

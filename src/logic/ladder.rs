@@ -10,6 +10,10 @@ use crate::model::capabilities::{Rung, RungReason};
 const MEMORY_MAX_MIN: u64 = 2 << 20;
 const MEMORY_MAX_MIN_PAGES: u64 = 512;
 
+/// The smallest quota of a `cpu.max` under which a child may stand in the host's memory: many times what it needs to come off, for the kernel may take the
+/// CPU from one that has used up its quota while it holds a lock of that memory.
+const CPU_QUOTA_MICROS_MIN: u64 = 10_000;
+
 /// What a start asks for, as far as it bears upon the rung.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Ask {
@@ -24,25 +28,31 @@ pub(crate) struct Ask {
     /// Whether a capability is to keep that user out.
     pub(crate) keeps_capability: bool,
     pub(crate) sets_oom_score_adj: bool,
-    /// The job's own `memory.max`.
+    /// The job's own `memory.max` or `memory.high`, whichever comes first.
     pub(crate) memory_max: Option<u64>,
+    /// The quota of the job's own `cpu.max`, in microseconds.
+    pub(crate) cpu_quota_micros: Option<u64>,
+    /// Whether the job has an `io.max`.
+    pub(crate) limits_io: bool,
 }
 
 /// What limits the cgroups above the job's own, as far as they do not hold the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LimitsAbove {
     pub(crate) memory_max: bool,
+    pub(crate) memory_high: bool,
     pub(crate) oom_group: bool,
     pub(crate) cpu_max: bool,
 }
 
 impl LimitsAbove {
     /// What is to be assumed where nothing is known.
-    pub(crate) const ALL: Self = Self { memory_max: true, oom_group: true, cpu_max: true };
+    pub(crate) const ALL: Self = Self { memory_max: true, memory_high: true, oom_group: true, cpu_max: true };
 
     pub(crate) fn or(self, other: Self) -> Self {
         Self {
             memory_max: self.memory_max || other.memory_max,
+            memory_high: self.memory_high || other.memory_high,
             oom_group: self.oom_group || other.oom_group,
             cpu_max: self.cpu_max || other.cpu_max,
         }
@@ -81,6 +91,9 @@ pub(crate) fn choose(best: Rung, ask: &Ask, around: &Surroundings, is_frozen: im
     if ask.memory_max.is_some_and(|memory_max| memory_max < memory_max_min.saturating_add(arguments)) {
         return fork_like(RungReason::SmallMemoryMax);
     }
+    if ask.cpu_quota_micros.is_some_and(|quota| quota < CPU_QUOTA_MICROS_MIN) {
+        return fork_like(RungReason::SmallCpuMax);
+    }
     if ask.changes_ids && around.keep_dumpable {
         return fork_like(RungReason::KeepDumpable);
     }
@@ -104,6 +117,9 @@ pub(crate) fn choose(best: Rung, ask: &Ask, around: &Surroundings, is_frozen: im
         None => (Rung::Detached, RungReason::Best),
         // On vfork the host waits for the child: for one that its user may stop, or that is born frozen, maybe for ever.
         Some(_) if ask.is_other_user => fork_like(RungReason::OtherUser),
+        // ... or for one that is made to wait.
+        Some(_) if around.above.memory_high => fork_like(RungReason::MemoryHighAbove),
+        Some(_) if ask.limits_io => fork_like(RungReason::IoMax),
         Some(_) if is_frozen() => fork_like(RungReason::Frozen),
         Some(reason) => (Rung::Vfork, reason),
     }
@@ -114,14 +130,14 @@ mod tests {
     use super::*;
 
     const PLAIN: Surroundings = Surroundings {
-        above: LimitsAbove { memory_max: false, oom_group: false, cpu_max: false },
+        above: LimitsAbove { memory_max: false, memory_high: false, oom_group: false, cpu_max: false },
         keep_dumpable: false,
         suid_dumpable: false,
         keep_caps_locked: false,
         fds_max: 253,
         page_bytes: 4096,
     };
-    const LIMIT: Surroundings = Surroundings { above: LimitsAbove { memory_max: true, oom_group: false, cpu_max: false }, ..PLAIN };
+    const LIMIT: Surroundings = Surroundings { above: LimitsAbove { memory_max: true, ..PLAIN.above }, ..PLAIN };
 
     fn chosen(best: Rung, ask: Ask, around: Surroundings) -> (Rung, RungReason) {
         choose(best, &ask, &around, || false)
@@ -160,6 +176,24 @@ mod tests {
         assert_eq!(of((2 << 20) + 2000, 1000), (Rung::Detached, RungReason::Best));
         assert_eq!(of((2 << 20) + 1999, 1000), (Rung::ForkLike, RungReason::SmallMemoryMax));
         assert_eq!(of(u64::MAX, usize::MAX), (Rung::Detached, RungReason::Best));
+    }
+
+    #[test]
+    fn a_small_quota_takes_fork_like_for_its_child_may_lose_the_cpu_with_a_lock_in_its_hands() {
+        let of = |quota| chosen(Rung::Detached, Ask { cpu_quota_micros: Some(quota), ..Ask::default() }, PLAIN);
+        assert_eq!(of(10_000), (Rung::Detached, RungReason::Best));
+        assert_eq!(of(9_999), (Rung::ForkLike, RungReason::SmallCpuMax));
+    }
+
+    #[test]
+    fn a_child_that_is_made_to_wait_is_not_waited_for() {
+        let io = Ask { limits_io: true, ..Ask::default() };
+        let high = LimitsAbove { memory_high: true, ..PLAIN.above };
+        assert_eq!(chosen(Rung::Detached, io, PLAIN), (Rung::Detached, RungReason::Best));
+        assert_eq!(chosen(Rung::Detached, io, LIMIT), (Rung::ForkLike, RungReason::IoMax));
+        assert_eq!(chosen(Rung::Detached, Ask::default(), Surroundings { above: high, ..PLAIN }), (Rung::Detached, RungReason::Best));
+        let both = Surroundings { above: LimitsAbove { memory_max: true, ..high }, ..PLAIN };
+        assert_eq!(chosen(Rung::Detached, Ask::default(), both), (Rung::ForkLike, RungReason::MemoryHighAbove));
     }
 
     #[test]

@@ -168,6 +168,11 @@ impl Lifecycle {
         self.stop_reason
     }
 
+    /// Whether the tree was killed, or is to be.
+    pub(crate) fn is_killed(&self) -> bool {
+        self.killed
+    }
+
     /// Whether the program has not been executed yet, as far as we know.
     pub(crate) fn is_starting(&self) -> bool {
         self.stage == Stage::Starting

@@ -1,5 +1,6 @@
 //! Floor 2: logic without I/O. No clock, no descriptor: time is an argument, bytes come in and go out.
 
+pub(crate) mod cgroup_text;
 pub mod cri;
 pub(crate) mod deadlines;
 pub(crate) mod ids;

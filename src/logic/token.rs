@@ -1,5 +1,7 @@
 //! What stands behind an epoll token: which job, which of its descriptors, and which life of its place in the table.
 
+use crate::model::pressure::PressureResource;
+
 /// A place in the job table and the life it was in: a later job at the same place has another generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Key {
@@ -21,6 +23,8 @@ pub(crate) enum Source {
     Pidfd,
     /// The link on which the child reports before its exec.
     Report,
+    /// A trigger of pressure on this resource.
+    Pressure(PressureResource),
 }
 
 /// What an epoll token stands for.
@@ -44,6 +48,9 @@ impl Target {
             Target::Job(key, Source::Stderr) => (key, 1),
             Target::Job(key, Source::Pidfd) => (key, 2),
             Target::Job(key, Source::Report) => (key, 3),
+            Target::Job(key, Source::Pressure(PressureResource::Cpu)) => (key, 4),
+            Target::Job(key, Source::Pressure(PressureResource::Memory)) => (key, 5),
+            Target::Job(key, Source::Pressure(PressureResource::Io)) => (key, 6),
             Target::Inotify => (Key { index: 0, generation: 0 }, 13),
             Target::Timer => (Key { index: 0, generation: 0 }, 14),
             Target::Waker => (Key { index: 0, generation: 0 }, 15),
@@ -60,6 +67,9 @@ impl Target {
             1 => Target::Job(key, Source::Stderr),
             2 => Target::Job(key, Source::Pidfd),
             3 => Target::Job(key, Source::Report),
+            4 => Target::Job(key, Source::Pressure(PressureResource::Cpu)),
+            5 => Target::Job(key, Source::Pressure(PressureResource::Memory)),
+            6 => Target::Job(key, Source::Pressure(PressureResource::Io)),
             13 => Target::Inotify,
             14 => Target::Timer,
             15 => Target::Waker,
@@ -78,7 +88,8 @@ mod tests {
     fn what_is_packed_comes_out_again() {
         let keys = [(0, 0), (1, 1), (u32::MAX, GENERATIONS - 1), (7, 12345)];
         for (index, generation) in keys {
-            for source in [Source::Stdout, Source::Stderr, Source::Pidfd, Source::Report] {
+            let pressures = PressureResource::ALL.map(Source::Pressure);
+            for source in [Source::Stdout, Source::Stderr, Source::Pidfd, Source::Report].into_iter().chain(pressures) {
                 let target = Target::Job(Key { index, generation }, source);
                 assert_eq!(Target::unpack(target.pack()), Some(target));
             }

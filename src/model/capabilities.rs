@@ -56,8 +56,14 @@ pub enum RungReason {
     MemoryMaxAbove,
     /// A cgroup above the job's, in which the host is not, has `memory.oom.group`: a kill there takes all that share memory.
     OomGroupAbove,
-    /// The job's own `memory.max` is too small for the exec to be sure of its memory.
+    /// The job's own `memory.max` or `memory.high` is too small for the exec to be sure of its memory.
     SmallMemoryMax,
+    /// The job's own `cpu.max` is so small that the child could use it up before its exec, with a lock of the host's memory in its hands.
+    SmallCpuMax,
+    /// The job's own `io.max` would hold back the reading of its program, and the host with it, which would have to wait for that.
+    IoMax,
+    /// A cgroup above the job's, in which the host is not, has a `memory.high`: a child above it is slowed down, and the host would have to wait for it.
+    MemoryHighAbove,
     /// The job sets its `oom_score_adj`, which those who share memory share.
     OomScoreAdj,
     /// The job runs as another user, who could stop it on its way while the host waits for it.
@@ -89,6 +95,9 @@ impl RungReason {
             RungReason::MemoryMaxAbove => "memory.max above",
             RungReason::OomGroupAbove => "memory.oom.group above",
             RungReason::SmallMemoryMax => "small memory.max",
+            RungReason::SmallCpuMax => "small cpu.max",
+            RungReason::IoMax => "io.max",
+            RungReason::MemoryHighAbove => "memory.high above",
             RungReason::OomScoreAdj => "oom_score_adj",
             RungReason::OtherUser => "other user",
             RungReason::Frozen => "frozen cgroup",
@@ -131,6 +140,16 @@ pub struct CgroupReport {
     pub controllers: Vec<String>,
 }
 
+/// One limit, and whether it can be had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LimitReport {
+    /// The limit, by its file in a cgroup, for instance "memory.max".
+    pub file: &'static str,
+    /// Why it cannot be had, and what to do about it; `None` if it can.
+    pub missing: Option<String>,
+}
+
 /// What this machine lets a worker do; see [`Worker::capabilities`](crate::Worker::capabilities).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -146,6 +165,8 @@ pub struct Capabilities {
     pub cgroup: Option<CgroupReport>,
     /// Why jobs run without cgroups, and what to do about it; `None` if they have them.
     pub cgroup_missing: Option<String>,
+    /// Which [`Limits`](crate::Limits) jobs can be given; empty without cgroups.
+    pub limits: Vec<LimitReport>,
     /// Whether the kernel still tells the exit status of a process that somebody else has reaped (PIDFD_INFO_EXIT, Linux 6.15).
     pub exit_info: bool,
     /// The soft limit of open files of this process (RLIMIT_NOFILE). An idle job costs three.

@@ -177,21 +177,28 @@ pub struct StartFailure {
     pub(crate) path: Option<PathBuf>,
     pub(crate) errno: i32,
     pub(crate) signal: Option<Signal>,
+    /// What to do about it, where more is known than the step and the error number tell.
+    pub(crate) advice: Option<Box<str>>,
 }
 
 impl StartFailure {
     pub(crate) fn new(step: Step, path: Option<&Path>, error: &io::Error) -> Self {
-        Self { step, path: path.map(Path::to_owned), errno: error.raw_os_error().unwrap_or(0), signal: None }
+        Self { step, path: path.map(Path::to_owned), errno: error.raw_os_error().unwrap_or(0), signal: None, advice: None }
+    }
+
+    /// A limit could not be set.
+    pub(crate) fn limit(path: Option<&Path>, error: &io::Error, advice: Option<String>) -> Self {
+        Self { advice: advice.map(Into::into), ..Self::new(Step::Limit, path, error) }
     }
 
     /// The child was killed by `signal` before its program was executed.
     pub(crate) fn killed(signal: Signal) -> Self {
-        Self { step: Step::Killed, path: None, errno: 0, signal: Some(signal) }
+        Self { step: Step::Killed, path: None, errno: 0, signal: Some(signal), advice: None }
     }
 
     /// The job was stopped before there was a process.
     pub(crate) fn cancelled() -> Self {
-        Self { step: Step::Slot, path: None, errno: errno::ECANCELED, signal: None }
+        Self { step: Step::Slot, path: None, errno: errno::ECANCELED, signal: None, advice: None }
     }
 
     /// The step that failed.
@@ -215,7 +222,10 @@ impl StartFailure {
     }
 
     /// What to do about it, where that is known.
-    pub fn advice(&self) -> Option<&'static str> {
+    pub fn advice(&self) -> Option<&str> {
+        if let Some(advice) = &self.advice {
+            return Some(advice);
+        }
         Some(match (self.step, self.errno) {
             (_, errno::EMFILE) => {
                 "this process is at its limit of open files: raise RLIMIT_NOFILE (Builder::raise_nofile) or run fewer jobs at a time"
@@ -225,10 +235,7 @@ impl StartFailure {
                 "a file descriptor's number is not below the limit of open files of this process: raise RLIMIT_NOFILE"
             }
             (Step::Clone, errno::EAGAIN) => "a limit on processes was reached: see RLIMIT_NPROC, pids.max and kernel.pid_max",
-            (Step::Limit, errno::EOPNOTSUPP) => "the job has no cgroup: see Capabilities::cgroup_missing",
-            (Step::Limit, errno::ENOENT) => {
-                "its controller is not enabled for the cgroup base: write \"+memory\" to cgroup.subtree_control of every cgroup above"
-            }
+            (Step::Limit, errno::EINVAL | errno::ERANGE) => "the kernel does not take this value here",
             (Step::Slot, errno::ECANCELED) => "the job was stopped before it was started",
             (Step::Exec, errno::EAGAIN) => "the user is at its limit of processes: see RLIMIT_NPROC",
             (Step::Exec, errno::E2BIG) => "the arguments and environment are larger than the kernel takes: see RLIMIT_STACK and execve(2)",
@@ -325,6 +332,47 @@ pub enum JobError {
         /// The job.
         job: JobId,
     },
+    /// Its program was not executed yet, and until then the child stands in the host's memory: a limit could hit the host. Wait for
+    /// [`Event::Started`](crate::Event::Started).
+    #[error("job {job} is still starting: its limits can be changed once its program runs")]
+    Starting {
+        /// The job.
+        job: JobId,
+    },
+    /// The job has no cgroup.
+    #[error("job {job} has no cgroup: {reason}")]
+    NoCgroup {
+        /// The job.
+        job: JobId,
+        /// Why not.
+        reason: String,
+    },
+    /// The limits cannot be set whatever the machine.
+    #[error("the limits for job {job} cannot be set")]
+    InvalidLimits {
+        /// The job.
+        job: JobId,
+        /// What is wrong with them.
+        source: CommandError,
+    },
+    /// A limit could not be set; those that came before it in the kernel's list (cpu, memory, pids, cpuset, io) are.
+    #[error("a limit of job {job} could not be set: {}{}", path.display(), with_advice(advice.as_deref()))]
+    Limit {
+        /// The job.
+        job: JobId,
+        /// The file that it was to be written to, or the device that it is about.
+        path: PathBuf,
+        /// What to do about it, where that is known.
+        advice: Option<String>,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A pressure that the kernel cannot watch for.
+    #[error("the pressure asked about of job {job} needs a window of 500 ms to 10 s, and a threshold not above that")]
+    InvalidPressure {
+        /// The job.
+        job: JobId,
+    },
     /// The main process has ended, nothing is left to signal.
     #[error("the main process of job {job} has ended")]
     Ended {
@@ -349,6 +397,10 @@ pub enum JobError {
         /// The cause.
         source: TurnError,
     },
+}
+
+fn with_advice(advice: Option<&str>) -> String {
+    advice.map(|advice| format!(" ({advice})")).unwrap_or_default()
 }
 
 /// Why [`Worker::run_job`](crate::Worker::run_job) has no status to give.
@@ -477,6 +529,7 @@ pub(crate) mod errno {
     pub(crate) const EINVAL: i32 = 22;
     pub(crate) const ENFILE: i32 = 23;
     pub(crate) const EMFILE: i32 = 24;
+    pub(crate) const ERANGE: i32 = 34;
     pub(crate) const ENOSYS: i32 = 38;
     pub(crate) const EOPNOTSUPP: i32 = 95;
     pub(crate) const ECANCELED: i32 = 125;

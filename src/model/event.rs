@@ -2,9 +2,11 @@
 
 use crate::model::error::StartFailure;
 use crate::model::id::JobId;
+use crate::model::pressure::PressureResource;
 use crate::model::status::Exit;
 
-/// Something that happened to a job. For one job they come in the order of this list; each at most once, but for `LogReady` and `LogFault`.
+/// Something that happened to a job. What one turn tells of a job comes in the order of this list. `Started`, `StartFailed`, `Exited`, `TreeEmpty` and `Finished`
+/// come at most once, the others whenever there is something to tell.
 ///
 /// Every job whose id `start` returned ends with exactly one `StartFailed` or `Finished`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,12 +38,47 @@ pub enum Event {
         /// The error number, for instance ENOSPC.
         errno: i32,
     },
+    /// The out-of-memory killer has killed a process of the job, or all of them: it was at its `memory.max`, or a cgroup above was. Of the main process
+    /// [`Status::oom_killed`](crate::Status::oom_killed) tells. Comes while the job runs if it has a limit on memory; else at its end.
+    OutOfMemory {
+        /// The job.
+        job: JobId,
+    },
+    /// The job is above its `memory.high`, and being slowed down. At most once a second.
+    MemoryHigh {
+        /// The job.
+        job: JobId,
+    },
+    /// The job was refused a process or a thread by its `pids.max`. At most once a second.
+    PidsMax {
+        /// The job.
+        job: JobId,
+    },
+    /// The job's processes are frozen now, or going on again: see [`Worker::freeze`](crate::Worker::freeze).
+    Frozen {
+        /// The job.
+        job: JobId,
+        /// Whether they are frozen.
+        frozen: bool,
+    },
+    /// The job's processes wait for a resource as much as was asked about: see [`Worker::watch_pressure`](crate::Worker::watch_pressure).
+    Pressure {
+        /// The job.
+        job: JobId,
+        /// What they wait for.
+        resource: PressureResource,
+    },
     /// The main process has ended. The last of its output may still be on its way into the log.
     Exited {
         /// The job.
         job: JobId,
         /// How it ended.
         exit: Exit,
+    },
+    /// Processes of the job had outlived its main process; now the last of them is gone. The last of the output may still be on its way into the log.
+    TreeEmpty {
+        /// The job.
+        job: JobId,
     },
     /// All over: every byte is in the log, the process tree is gone, the cgroup is removed.
     Finished {
@@ -60,6 +97,12 @@ impl Event {
             | Event::StartFailed { job, .. }
             | Event::LogReady { job }
             | Event::LogFault { job, .. }
+            | Event::OutOfMemory { job }
+            | Event::MemoryHigh { job }
+            | Event::PidsMax { job }
+            | Event::Frozen { job, .. }
+            | Event::Pressure { job, .. }
+            | Event::TreeEmpty { job }
             | Event::Exited { job, .. }
             | Event::Finished { job, .. } => *job,
         }

@@ -314,6 +314,16 @@ impl IoMax {
     }
 }
 
+/// What is to hold for one disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DiskMax {
+    pub(crate) major: u32,
+    pub(crate) minor: u32,
+    pub(crate) max: IoMax,
+    /// Whether it was named; of all the disks one may go at any moment.
+    pub(crate) is_named: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -20,8 +20,9 @@ pub enum EnvBase {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CgroupBase {
-    /// Our own cgroup if it is delegated to us (the `user.delegate` or `trusted.delegate` attribute), else `iron-exec` below the root of the
-    /// hierarchy if we are root, else none.
+    /// Our own cgroup if it is delegated to us (the `user.delegate` or `trusted.delegate` attribute, or, unless we are root, the ownership of its files), else
+    /// `iron-exec` below the root of the hierarchy if we are root, else none. With [`Builder::take_over_cgroup`](crate::Builder::take_over_cgroup) our own
+    /// cgroup if it can be had.
     #[default]
     Auto,
     /// This directory of a cgroup2 mount; made if it is not there.
@@ -36,6 +37,9 @@ pub(crate) struct Settings {
     pub(crate) log_dir: PathBuf,
     pub(crate) log_format: LogFormat,
     pub(crate) cgroup_base: CgroupBase,
+    pub(crate) take_over_cgroup: bool,
+    pub(crate) enable_controllers: bool,
+    pub(crate) accounting: bool,
     pub(crate) rung: Option<Rung>,
     pub(crate) spawn_slots_max: usize,
     pub(crate) keep_dumpable: bool,
@@ -60,6 +64,9 @@ impl Default for Settings {
             log_dir: PathBuf::from("/tmp"),
             log_format: LogFormat::default(),
             cgroup_base: CgroupBase::default(),
+            take_over_cgroup: false,
+            enable_controllers: false,
+            accounting: false,
             rung: None,
             spawn_slots_max: 64,
             keep_dumpable: false,

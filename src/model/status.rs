@@ -8,6 +8,7 @@ use crate::model::capabilities::{Rung, RungReason};
 use crate::model::error::StartFailure;
 use crate::model::id::{JobId, OwnerId};
 use crate::model::signal::Signal;
+use crate::model::usage::CgroupUsage;
 
 /// Where a job stands. It only moves downwards in this list, and ends in one of the last three.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -165,6 +166,13 @@ pub struct Status {
     pub run_time: Duration,
     /// What it used; `None` while it runs, or if somebody else has reaped it.
     pub usage: Option<ResourceUsage>,
+    /// Whether the main process was killed because there was no memory for it (`oom_kill` in `memory.events`, and a SIGKILL that was not ours).
+    pub oom_killed: bool,
+    /// Whether its processes are frozen: see [`Worker::freeze`](crate::Worker::freeze).
+    pub frozen: bool,
+    /// What its whole tree has used, once that is gone, or the job over: of jobs with limits, or where
+    /// [`Builder::accounting`](crate::Builder::accounting) is on. While it runs [`Worker::usage`](crate::Worker::usage) tells.
+    pub cgroup_usage: Option<CgroupUsage>,
     /// What has become of its output.
     pub output: OutputCount,
     /// Its log file; `None` if its output is not logged.

@@ -108,12 +108,11 @@ impl Host {
         names
     }
 
-    /// The names of the job cgroups below the base.
+    /// The names of the job cgroups below the base; the locks of workers begin with a dot.
     pub fn cgroups(&self) -> Vec<String> {
-        let Some(base) = &self.base else { return Vec::new() };
-        let Ok(entries) = fs::read_dir(base) else { return Vec::new() };
-        let directories = entries.map(|entry| entry.expect("an entry")).filter(|entry| entry.path().is_dir());
-        directories.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+        let mut names = self.base.as_deref().map(directories).unwrap_or_default();
+        names.retain(|name| !name.starts_with('.'));
+        names
     }
 }
 
@@ -124,13 +123,20 @@ impl Drop for Host {
             let _ = fs::write(base.join("cgroup.kill"), "1");
             let deadline = Instant::now() + Duration::from_secs(5);
             while base.exists() && Instant::now() < deadline {
-                for name in self.cgroups() {
+                for name in directories(base) {
                     let _ = fs::remove_dir(base.join(name));
                 }
                 let _ = fs::remove_dir(base);
             }
         }
     }
+}
+
+/// The names of the directories in a directory that may be gone.
+fn directories(path: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(path) else { return Vec::new() };
+    let directories = entries.map(|entry| entry.expect("an entry")).filter(|entry| entry.path().is_dir());
+    directories.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
 fn cgroup2_mount() -> Option<PathBuf> {

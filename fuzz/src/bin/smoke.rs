@@ -11,8 +11,8 @@ use iron_exec_fuzz::{TARGETS, corpus};
 
 const INPUT_BYTES_MAX: usize = 2048;
 
-/// Bytes that mean something in lines and records.
-const WORDS: [&[u8]; 14] = [
+/// Bytes that mean something in lines, records and kernel files.
+const WORDS: [&[u8]; 30] = [
     b"\n",
     b" ",
     b"2026-11-23T03:26:58.123456789Z stdout F ",
@@ -27,6 +27,22 @@ const WORDS: [&[u8]; 14] = [
     b".000000000",
     b"\0\0\0\0\0\0\0\0",
     b"\xff\xff\xff\xff\xff\xff\xff\xff",
+    b"\n1 2 0:3 / /a\\040b ro - cgroup2 none rw\n",
+    b"\n0::/",
+    b"\npopulated ",
+    b"\nfrozen 1\n",
+    b"\nusage_usec ",
+    b"\nnr_periods ",
+    b"\nmax ",
+    b"\noom_kill ",
+    b"\n8:16 ",
+    b" rbytes=",
+    b" dios=",
+    b"\nmemory\t4\t9\t1\n",
+    b"1 (a) Z 1 1 1 0 -1 68 ",
+    b"18446744073709551615",
+    b"4294967296",
+    b"\\134",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

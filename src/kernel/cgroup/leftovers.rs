@@ -1,0 +1,178 @@
+//! What workers leave in a base when they die: each holds a lock there for life, and the ids of its jobs tell whose they are.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use uuid::Uuid;
+
+use super::{CgroupTree, JobCgroup, is_gone};
+use crate::logic::ids;
+use crate::model::leftover::Leftover;
+
+/// What a worker's lock is called, before its id: an empty cgroup whose directory it has locked. No job's cgroup begins with a dot.
+const LOCK_PREFIX: &str = ".worker_";
+
+/// Attempts to make a lock while somebody clears left-overs away.
+const LOCK_TRIES: usize = 16;
+
+/// A worker's lock in its base.
+#[derive(Debug)]
+pub(super) struct WorkerLock {
+    name: String,
+    worker: Uuid,
+    /// An open directory with flock(2) on it.
+    _locked: OwnedFd,
+}
+
+impl WorkerLock {
+    pub(super) fn take(base: BorrowedFd<'_>, worker: Uuid) -> io::Result<Self> {
+        let name = format!("{LOCK_PREFIX}{worker}");
+        for _ in 0..LOCK_TRIES {
+            match rustix::fs::mkdirat(base, &name, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            // Until it is locked it looks like that of a dead worker, and may be cleared away.
+            match lock(base, &name, FlockOperation::NonBlockingLockExclusive) {
+                Ok(Some(locked)) if is_same(base, &name, &locked) => return Ok(Self { name, worker, _locked: locked }),
+                Ok(_) => {}
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::Error::other(format!("the worker's lock {name} is removed again and again")))
+    }
+}
+
+/// Opens and locks a directory; `None` if somebody else has locked it.
+fn lock(base: BorrowedFd<'_>, name: &str, operation: FlockOperation) -> io::Result<Option<OwnedFd>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = rustix::fs::openat(base, name, flags, Mode::empty())?;
+    match rustix::fs::flock(&directory, operation) {
+        Ok(()) => Ok(Some(directory)),
+        Err(Errno::AGAIN) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Whether what stands at `name` is still what was opened.
+fn is_same(base: BorrowedFd<'_>, name: &str, opened: &OwnedFd) -> bool {
+    let (there, ours) = (rustix::fs::statat(base, name, AtFlags::SYMLINK_NOFOLLOW), rustix::fs::fstat(opened));
+    matches!((there, ours), (Ok(there), Ok(ours)) if there.st_ino == ours.st_ino)
+}
+
+/// What a look into a base finds.
+#[derive(Debug, Default)]
+struct Found {
+    /// The locks of dead workers, by name and id.
+    dead: Vec<(String, Uuid)>,
+    live: Vec<Uuid>,
+    /// Everything that is called like a job's cgroup, by name, the job's name and its id.
+    jobs: Vec<(String, String, Uuid)>,
+}
+
+impl Found {
+    fn left_over(&self) -> impl Iterator<Item = &(String, String, Uuid)> {
+        self.jobs.iter().filter(|(_, _, job)| {
+            let is_of_the_dead = self.dead.iter().any(|(_, worker)| ids::are_of_one_maker(*worker, *job));
+            is_of_the_dead && !self.live.iter().any(|worker| ids::are_of_one_maker(*worker, *job))
+        })
+    }
+}
+
+impl CgroupTree {
+    /// The cgroups of jobs whose worker is dead.
+    pub(crate) fn leftovers(&self) -> io::Result<Vec<Leftover>> {
+        let found = self.look()?;
+        let leftovers = found.left_over().map(|(name, job_name, job)| Leftover {
+            job: (*job).into(),
+            name: job_name.clone(),
+            path: self.path_named(name),
+            populated: self.is_populated(&JobCgroup::named(name)).unwrap_or(true),
+        });
+        Ok(leftovers.collect())
+    }
+
+    /// Kills what is left of dead workers, waits up to `timeout` in all for its end, and removes it. What it could not remove is still to be found.
+    pub(crate) fn kill_leftovers(&mut self, timeout: Duration) -> io::Result<()> {
+        let deadline = Instant::now() + timeout;
+        let found = self.look()?;
+        let mut outcome = Ok(());
+        let cgroups: Vec<JobCgroup> = found.left_over().map(|(name, ..)| JobCgroup::named(name)).collect();
+        // All of them first: they die side by side.
+        for cgroup in &cgroups {
+            match self.kill(cgroup) {
+                Err(error) if !is_gone(&error) => outcome = Err(error),
+                _ => {}
+            }
+        }
+        for cgroup in &cgroups {
+            let removed = self
+                .wait_empty(cgroup, deadline.saturating_duration_since(Instant::now()))
+                .and_then(|()| self.remove(cgroup))
+                .map(|_is_removed| ());
+            outcome = outcome.and(removed);
+        }
+        for (name, worker) in &found.dead {
+            self.remove_lock(name, *worker)?;
+        }
+        outcome
+    }
+
+    /// Removes the lock of a dead worker, of which nothing else may be left.
+    fn remove_lock(&self, name: &str, worker: Uuid) -> io::Result<()> {
+        let locked = match lock(self.directory.as_fd(), name, FlockOperation::NonBlockingLockExclusive) {
+            Ok(Some(locked)) => locked,
+            Ok(None) => return Ok(()),
+            Err(error) if is_gone(&error) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        if !self.has_jobs_of(worker)? {
+            let _ = rustix::fs::unlinkat(&self.directory, name, AtFlags::REMOVEDIR);
+        }
+        drop(locked);
+        Ok(())
+    }
+
+    /// The worker ends: its lock goes, unless something is left of its jobs, which are to be found by it.
+    pub(super) fn give_up_lock(&mut self) {
+        if let Some(lock) = self.lock.take()
+            && !self.has_jobs_of(lock.worker).unwrap_or(true)
+        {
+            let _ = rustix::fs::unlinkat(&self.directory, &lock.name, AtFlags::REMOVEDIR);
+        }
+    }
+
+    fn has_jobs_of(&self, worker: Uuid) -> io::Result<bool> {
+        Ok(self.look()?.jobs.iter().any(|(_, _, job)| ids::are_of_one_maker(worker, *job)))
+    }
+
+    fn look(&self) -> io::Result<Found> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::openat(&self.directory, ".", flags, Mode::empty())?;
+        let mut found = Found::default();
+        for entry in Dir::read_from(&directory)? {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            if entry.file_type() != FileType::Directory {
+                continue;
+            }
+            if let Some(worker) = name.strip_prefix(LOCK_PREFIX).and_then(|id| id.parse().ok()) {
+                match lock(self.directory.as_fd(), name, FlockOperation::NonBlockingLockShared) {
+                    Ok(Some(_)) => found.dead.push((name.to_owned(), worker)),
+                    Ok(None) => found.live.push(worker),
+                    Err(error) if is_gone(&error) => {}
+                    Err(error) => return Err(error),
+                }
+            } else if let Some((job_name, id)) = name.rsplit_once('_')
+                && let Ok(id) = id.parse()
+            {
+                found.jobs.push((name.to_owned(), job_name.to_owned(), id));
+            }
+        }
+        Ok(found)
+    }
+}
