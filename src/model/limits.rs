@@ -178,7 +178,7 @@ impl Limits {
         Some(match self.cpu_max? {
             CpuMax::Cores(cores) if cores.is_infinite() => (None, micros(CPU_PERIOD)),
             // A float that is too large for the integer becomes the largest.
-            CpuMax::Cores(cores) => (Some((cores * CPU_PERIOD.as_micros() as f64).round() as u64), micros(CPU_PERIOD)),
+            CpuMax::Cores(cores) => (Some((cores * CPU_PERIOD.as_secs_f64() * 1e6).round() as u64), micros(CPU_PERIOD)),
             CpuMax::Quota { quota, period } => (Some(micros(quota)), micros(period)),
         })
     }
@@ -189,7 +189,7 @@ impl Limits {
     /// The first number that is out of its range, or text that cannot be a list.
     pub fn check(&self) -> Result<(), CommandError> {
         if let Some(CpuMax::Cores(cores)) = self.cpu_max
-            && !(cores >= 0.01)
+            && (cores.is_nan() || cores < 0.01)
         {
             return Err(CommandError::CpuMax { cores: cores.to_string() });
         }
