@@ -1145,8 +1145,9 @@ impl Job {
     /// Sets `memory.oom.group`, if that is to be done and can be.
     fn set_oom_group(&mut self, lent: &mut Lent<'_>) {
         let (Some(control), Some(cgroup)) = (self.control.as_mut(), self.cgroup.as_ref()) else { return };
-        let process = self.process.as_ref();
-        let has_left = || process.is_some_and(|process| !process.rung().shares_memory() || process.is_past_exec());
+        let has_ended = self.life.exit().is_some();
+        let process = self.process.as_ref().filter(|process| !has_ended && process.rung().shares_memory());
+        let has_left = || process.is_none_or(Process::is_past_exec);
         control.set_oom_group(self.key, has_left, cgroup, lent);
     }
 

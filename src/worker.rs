@@ -610,6 +610,60 @@ impl OwnedJobs<'_> {
         self.worker.wait(job)
     }
 
+    /// See [`Worker::set_limits`].
+    ///
+    /// # Errors
+    /// As there; [`JobError::NotFound`] also for another owner's job.
+    pub fn set_limits(&mut self, job: JobId, limits: &Limits) -> Result<(), JobError> {
+        self.check(job)?;
+        self.worker.set_limits(job, limits)
+    }
+
+    /// See [`Worker::usage`].
+    ///
+    /// # Errors
+    /// As there; [`JobError::NotFound`] also for another owner's job.
+    pub fn usage(&self, job: JobId) -> Result<CgroupUsage, JobError> {
+        self.check(job)?;
+        self.worker.usage(job)
+    }
+
+    /// See [`Worker::freeze`].
+    ///
+    /// # Errors
+    /// As there; [`JobError::NotFound`] also for another owner's job.
+    pub fn freeze(&mut self, job: JobId) -> Result<(), JobError> {
+        self.check(job)?;
+        self.worker.freeze(job)
+    }
+
+    /// See [`Worker::thaw`].
+    ///
+    /// # Errors
+    /// As there; [`JobError::NotFound`] also for another owner's job.
+    pub fn thaw(&mut self, job: JobId) -> Result<(), JobError> {
+        self.check(job)?;
+        self.worker.thaw(job)
+    }
+
+    /// See [`Worker::watch_pressure`].
+    ///
+    /// # Errors
+    /// As there; [`JobError::NotFound`] also for another owner's job.
+    pub fn watch_pressure(&mut self, job: JobId, resource: PressureResource, pressure: &Pressure) -> Result<(), JobError> {
+        self.check(job)?;
+        self.worker.watch_pressure(job, resource, pressure)
+    }
+
+    /// See [`Worker::unwatch_pressure`].
+    ///
+    /// # Errors
+    /// As there; [`JobError::NotFound`] also for another owner's job.
+    pub fn unwatch_pressure(&mut self, job: JobId, resource: PressureResource) -> Result<(), JobError> {
+        self.check(job)?;
+        self.worker.unwatch_pressure(job, resource)
+    }
+
     /// See [`Worker::forget`].
     ///
     /// # Errors

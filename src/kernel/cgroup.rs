@@ -30,6 +30,9 @@ use crate::model::settings::{CgroupBase, Settings};
 /// cgroups nested deeper than this by a job are left to whoever made them.
 const NESTING_MAX: usize = 64;
 
+/// Attempts to open a base while other workers remove it.
+const OPEN_TRIES: usize = 16;
+
 /// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
 const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
 
@@ -93,11 +96,22 @@ impl CgroupTree {
     }
 
     fn open(mut view: View, mount: PathBuf, base: PathBuf, settings: &Settings, worker: Uuid) -> io::Result<Self> {
-        let (directory, is_own) = base::open_base(&base)?;
+        let mut tries = OPEN_TRIES;
+        let (directory, is_own, lock) = loop {
+            tries -= 1;
+            let opened = base::open_base(&base).and_then(|(directory, is_own)| {
+                let lock = WorkerLock::take(directory.as_fd(), worker)?;
+                Ok((directory, is_own, lock))
+            });
+            match opened {
+                // Another worker, ending, has removed the base that we share.
+                Err(error) if is_gone(&error) && tries > 0 => {}
+                opened => break opened?,
+            }
+        };
         // It is a tree from here on: one that is not finished goes, with what it made.
         let enables_above = settings.enable_controllers;
-        let mut tree = Self { mount, base, directory, is_own, lock: None, above: None, enables_above, spare: None };
-        tree.lock = Some(WorkerLock::take(tree.directory.as_fd(), worker)?);
+        let mut tree = Self { mount, base, directory, is_own, lock: Some(lock), above: None, enables_above, spare: None };
         tree.spare = Some(rustix::io::fcntl_dupfd_cloexec(&tree.directory, 3)?);
         if settings.take_over_cgroup {
             base::take_over(&view, &tree.base, &tree.directory)?;
@@ -220,6 +234,8 @@ impl CgroupTree {
 
 impl Drop for CgroupTree {
     fn drop(&mut self) {
+        // For a look at what is there: it has to be possible also when this process can open no more files.
+        self.spare = None;
         self.give_up_lock();
         if self.is_own {
             // EBUSY: other workers live in it; the last one out succeeds.

@@ -120,8 +120,11 @@ pub(super) fn open_base(base: &Path) -> io::Result<(OwnedFd, bool)> {
         if made {
             let _ = rustix::fs::rmdir(base);
         }
+        let is_gone = rustix::fs::accessat(&directory, "cgroup.procs", Access::EXISTS, AtFlags::empty()).is_err();
         return Err(match errno {
-            Errno::NOENT => io::Error::other("it has no cgroup.kill: Linux 5.14 is needed, and the root of a hierarchy cannot be the base"),
+            Errno::NOENT if !is_gone => {
+                io::Error::other("it has no cgroup.kill: Linux 5.14 is needed, and the root of a hierarchy cannot be the base")
+            }
             errno => errno.into(),
         });
     }

@@ -28,6 +28,9 @@ const LIMIT_FILES: [&str; 11] = [
     IO_WEIGHT,
 ];
 
+/// The file by which a cgroup hands controllers down.
+const SUBTREE_CONTROL: &str = "cgroup.subtree_control";
+
 const OOM_GROUP: &str = "memory.oom.group";
 const IO_WEIGHT: &str = "io.weight";
 
@@ -129,9 +132,9 @@ impl CgroupTree {
                     Err(error) => error,
                 },
                 // The base does not have it either: the file is what is missing.
-                Err(refused) if is_missing(&refused) => error,
-                Err(refused) => {
-                    path = self.base.join("cgroup.subtree_control");
+                Err((_, refused)) if is_missing(&refused) => error,
+                Err((control, refused)) => {
+                    path = control;
                     refused
                 }
             },
@@ -144,18 +147,21 @@ impl CgroupTree {
         Err(LimitFault { path, error, advice })
     }
 
-    /// Has the base hand a controller down; where it was asked for, also the cgroups above, as far as they have it.
-    fn enable(&self, controller: &str) -> io::Result<()> {
+    /// Has the base hand a controller down; where it was asked for, also the cgroups above. An error comes with its file.
+    fn enable(&self, controller: &str) -> Result<(), (PathBuf, io::Error)> {
         let word = format!("+{controller}");
-        match write_at(&self.directory, "cgroup.subtree_control", &word) {
+        let enable = || write_at(&self.directory, SUBTREE_CONTROL, &word);
+        let enabled = match enable() {
             Err(error) if error.kind() == io::ErrorKind::NotFound && self.enables_above => {
                 for directory in self.ancestors() {
-                    fs::write(directory.join("cgroup.subtree_control"), &word)?;
+                    let control = directory.join(SUBTREE_CONTROL);
+                    fs::write(&control, &word).map_err(|error| (control, error))?;
                 }
-                write_at(&self.directory, "cgroup.subtree_control", &word)
+                enable()
             }
-            written => written,
-        }
+            enabled => enabled,
+        };
+        enabled.map_err(|error| (self.base.join(SUBTREE_CONTROL), error))
     }
 
     /// Enables what tells what jobs have used, as far as it can be had.
@@ -182,7 +188,6 @@ impl CgroupTree {
     fn why_missing(&self, file: &'static str) -> Option<String> {
         let controller = controller_of(file);
         let has = |directory: &Path, list| words_of(directory, list).iter().any(|word| word == controller);
-        let subtree_control = "cgroup.subtree_control";
         if has(&self.base, "cgroup.controllers") {
             let exists = |file| rustix::fs::accessat(&self.directory, file, Access::EXISTS, AtFlags::empty()).is_ok();
             if file == IO_WEIGHT && !exists(IO_WEIGHT) && !exists(BFQ_WEIGHT) {
@@ -191,14 +196,14 @@ impl CgroupTree {
             if file != IO_WEIGHT && !exists(file) {
                 return Some(format!("this kernel has no {file}"));
             }
-            if has(&self.base, subtree_control) {
+            if has(&self.base, SUBTREE_CONTROL) {
                 return None;
             }
             let base = self.base.display();
-            let control = rustix::fs::accessat(&self.directory, subtree_control, Access::WRITE_OK, AtFlags::EACCESS);
+            let control = rustix::fs::accessat(&self.directory, SUBTREE_CONTROL, Access::WRITE_OK, AtFlags::EACCESS);
             if control.is_err() {
                 return Some(format!(
-                    "{base}/{subtree_control} cannot be written: have the cgroup delegated to this user, that file included"
+                    "{base}/{SUBTREE_CONTROL} cannot be written: have the cgroup delegated to this user, that file included"
                 ));
             }
             // A cgroup with processes of its own hands nothing down.
@@ -215,10 +220,10 @@ impl CgroupTree {
                 return Some(why_not_in_hierarchy(controller, top));
             }
             for directory in std::iter::once(top).chain(above) {
-                if !has(directory, subtree_control) {
+                if !has(directory, SUBTREE_CONTROL) {
                     let advice = if self.enables_above { "that failed" } else { "Builder::enable_controllers does it" };
                     return Some(format!(
-                        "the controller {controller} is not enabled above the base: write \"+{controller}\" to {}/{subtree_control} ({advice})",
+                        "the controller {controller} is not enabled above the base: write \"+{controller}\" to {}/{SUBTREE_CONTROL} ({advice})",
                         directory.display()
                     ));
                 }
