@@ -191,6 +191,7 @@ impl Control {
         }
         lent.deadlines.remove(&mut self.leave, (key, Alarm::Leave));
         self.is_oom_group_due = false;
+        (self.watches_frozen, self.is_frozen) = (false, false);
     }
 }
 

@@ -555,9 +555,7 @@ impl Job {
             Watched::Memory => self.look_at_memory(lent),
             Watched::Pids => {
                 let count = self.with_cgroup(lent, CgroupTree::pids_max_events).unwrap_or(0);
-                if self.control.as_mut().is_some_and(|control| control.note_pids(count, lent.now)) {
-                    self.note(Notice::PidsMax, lent);
-                }
+                self.note_pids(count, lent);
             }
         }
     }
@@ -567,8 +565,9 @@ impl Job {
         if self.cgroup.is_none() {
             return;
         }
+        // Also of what has outlived the main process.
+        self.look_at_freeze(lent);
         if self.life.exit().is_none() && self.failure.is_none() {
-            self.look_at_freeze(lent);
             return;
         }
         let removed = self.remove_cgroup(lent);
@@ -603,6 +602,10 @@ impl Job {
         }
         let Some(cgroup) = &self.cgroup else { return Err(JobError::Ended { job }) };
         let changed = self.control.get_or_insert_default().change(limits, self.key, cgroup, lent);
+        if limits.oom_group().is_some() {
+            // A limit below what is used kills while it is written: before it is watched for, maybe.
+            self.look_at_memory(lent);
+        }
         changed.map_err(|LimitFault { path, error, advice }| JobError::Limit { job, path, advice, source: error })
     }
 
@@ -1168,6 +1171,12 @@ impl Job {
         }
     }
 
+    fn note_pids(&mut self, max_events: u64, lent: &mut Lent<'_>) {
+        if self.control.get_or_insert_default().note_pids(max_events, lent.now) {
+            self.note(Notice::PidsMax, lent);
+        }
+    }
+
     /// The main process has ended: was it for want of memory?
     fn judge(&mut self, exit: Exit, lent: &mut Lent<'_>) {
         let is_killed = matches!(exit, Exit::Signal { signal: Signal::KILL, .. });
@@ -1183,8 +1192,11 @@ impl Job {
     }
 
     fn look_at_freeze(&mut self, lent: &mut Lent<'_>) {
+        if !self.control.as_ref().is_some_and(|control| control.watches_frozen) {
+            return;
+        }
         let Some(is_frozen) = self.with_cgroup(lent, |tree, cgroup| Ok(tree.is_frozen(cgroup))) else { return };
-        let Some(control) = self.control.as_mut().filter(|control| control.watches_frozen) else { return };
+        let Some(control) = &mut self.control else { return };
         if std::mem::replace(&mut control.is_frozen, is_frozen) != is_frozen {
             self.note(Notice::Frozen, lent);
         }
@@ -1206,8 +1218,12 @@ impl Job {
     /// Reads what the job has used in all, as far as that is asked.
     fn read_usage(&mut self, lent: &mut Lent<'_>) {
         let Some(usage) = self.with_cgroup(lent, CgroupTree::usage) else { return };
+        // The last notices may not have come yet, or there was no watch for them.
         if let Some(memory) = &usage.memory {
             self.note_memory(&memory.events, lent);
+        }
+        if let Some(pids) = &usage.pids {
+            self.note_pids(pids.max_events, lent);
         }
         self.control.get_or_insert_default().usage = Some(usage);
     }

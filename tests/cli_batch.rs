@@ -224,6 +224,47 @@ fn json_tells_how_each_job_ended() {
 }
 
 #[test]
+fn json_tells_what_the_tree_of_each_job_used_when_accounting_is_asked_for() {
+    let host = Host::new();
+    if host.has_no_cgroups() {
+        return;
+    }
+    for (options, is_told) in [(&["--json", "--accounting"][..], true), (&["--json"], false)] {
+        let ran = batch(&host, options, "true\ntrue\n");
+        let reports = ran.json_lines();
+        assert_eq!((ran.code, reports.len()), (0, 2), "{}", ran.err());
+        for report in reports {
+            let usage = &report["cgroup_usage"];
+            assert_eq!(
+                (usage["cpu_total_seconds"].is_f64(), usage.is_null(), &report["oom_killed"]),
+                (is_told, !is_told, &false.into()),
+                "{report}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_limit_that_cannot_be_had_fails_each_line_that_would_have_run_without_it() {
+    let host = Host::new();
+    if host.has_no_cgroups() {
+        return;
+    }
+    let info: serde_json::Value = serde_json::from_slice(&run(tool(&host, "info").arg("--json")).stdout).unwrap();
+    let is_available = info["limits"].as_array().unwrap().iter().any(|limit| limit["file"] == "memory.max" && limit["available"] == true);
+    let ran = batch(&host, &["-j1", "--keep-going", "--memory-max", "1G"], "echo one\necho two\n");
+    if is_available {
+        assert_eq!((ran.code, ran.out().as_str(), summary(&ran)), (0, "one\ntwo\n", (2, 0, 0)));
+    } else {
+        assert_eq!((ran.code, ran.out().as_str(), summary(&ran)), (1, "", (0, 2, 0)));
+        let message = ran.err().lines().next().unwrap().to_owned();
+        assert!(message.starts_with("iron-exec: line 1: ") && message.contains("controller memory"), "{message}");
+        assert_eq!(message.matches("/memory.max").count(), 1, "it is said once: {message}");
+    }
+    assert_nothing_left(&host);
+}
+
+#[test]
 fn the_options_of_a_job_hold_for_every_job() {
     let host = Host::new();
     let lines = "echo $A $PWD\necho $A $PWD\n";

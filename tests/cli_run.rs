@@ -11,7 +11,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use cli_tool::{Ran, Running, assert_nothing_left, bare_tool, only_log, run, run_with_input, tool};
-use common::{Host, process_exists, read_log, wait_until};
+use common::{Host, process_exists, process_runs, read_log, wait_until};
 use rustix::process::Signal;
 
 /// Runs `script` in a shell under `run` with these options.
@@ -159,7 +159,20 @@ fn help_and_version_are_no_failures() {
         assert_ne!(ran.out(), "", "{arguments:?}");
     }
     let help = run(bare_tool("run").arg("--help")).out();
-    for part in ["Exit codes:", "124", "125", "126", "127", "128+N", "Examples:", "--kill-after", "--log-format"] {
+    for part in [
+        "Exit codes:",
+        "124",
+        "125",
+        "126",
+        "127",
+        "128+N",
+        "Examples:",
+        "--kill-after",
+        "--log-format",
+        "out of memory",
+        "Limits:",
+        "--io-max",
+    ] {
         assert!(help.contains(part), "{part} in {help}");
     }
 }
@@ -311,15 +324,171 @@ fn quiet_prints_nothing_and_logs_everything() {
 }
 
 #[test]
-fn stats_are_one_line_for_people() {
+fn stats_are_one_line_for_people_and_one_about_the_whole_tree() {
     let host = Host::new();
     let ran = run_script(&host, &["--stats"], "echo one; echo two; exit 4");
     let text = ran.err();
-    assert_eq!(text.lines().count(), 1, "{text}");
+    assert_eq!(text.lines().count(), 1 + usize::from(host.base.is_some()), "{text}");
     for part in ["exit code 4", "cpu ", "user", "system", "max rss", "8 bytes in 2 lines", only_log(&host).to_str().unwrap()] {
         assert!(text.contains(part), "{part:?} in {text}");
     }
     assert!(run_script(&host, &["--stats"], "kill -9 $$").err().contains("killed by SIGKILL"));
+}
+
+#[test]
+fn the_stats_of_a_tree_count_also_those_that_nobody_waited_for() {
+    let host = Host::new();
+    if host.has_no_cgroups() {
+        return;
+    }
+    // The shell ends without a wait for its child, whose time is in no getrusage(2).
+    let script = "sh -c 'i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; echo done' & read line < /dev/null; exit 0";
+    let script = format!("mkfifo {0}/f.log; {{ {script}; }} > {0}/f.log & read line < {0}/f.log", host.log_dir.path().display());
+    let ran = run_script(&host, &["--stats", "--json"], &script);
+    assert_eq!(ran.code, 0, "{}", ran.err());
+    let json = json_of(&ran);
+    let number = |name: &str| json["cgroup_usage"][name].as_f64().unwrap_or_else(|| panic!("no {name} in {json}"));
+    assert!(number("cpu_total_seconds") > 0.01 && number("cpu_user_seconds") > 0.0 && number("cpu_system_seconds") >= 0.0, "{json}");
+    assert!(number("cpu_total_seconds") > json["cpu_user"].as_f64().unwrap() + json["cpu_system"].as_f64().unwrap(), "{json}");
+    assert_eq!(json["oom_killed"], false);
+    assert!(json["cgroup_usage"].as_object().unwrap().contains_key("memory_peak_bytes"), "null where it is not known: {json}");
+    let pattern = regex::Regex::new(r"(?m)^iron-exec: whole tree: cpu \d+\.\d{3}s user \d+\.\d{3}s system").unwrap();
+    assert!(pattern.is_match(&ran.err()), "{}", ran.err());
+    fs::remove_file(host.log_dir.path().join("f.log")).unwrap();
+    assert_nothing_left(&host);
+}
+
+#[test]
+fn a_limit_that_is_no_limit_is_refused_and_what_is_expected_told() {
+    let host = Host::new();
+    let wrong: [(&[&str], &str); 14] = [
+        (&["--cpu-max", "0"], "QUOTA/PERIOD"),
+        (&["--cpu-max", "-1"], "QUOTA/PERIOD"),
+        (&["--cpu-max", "fast"], "QUOTA/PERIOD"),
+        (&["--cpu-weight", "0"], "1..=10000"),
+        (&["--cpuset-cpus", "all"], "0-3,7"),
+        (&["--cpuset-mems="], "it is empty"),
+        (&["--memory-max", "10X"], "64M"),
+        (&["--memory-high", "-5M"], "64M"),
+        (&["--memory-swap-max", "101%"], "100%"),
+        (&["--pids-max", "0"], "a whole number or max"),
+        (&["--io-weight", "10001"], "1..=10000"),
+        (&["--io-max", "/dev/sda"], "rbps, wbps, riops and wiops"),
+        (&["--io-max", "speed=1"], "rbps, wbps, riops and wiops"),
+        (&["--memory-max", "1G", "--no-cgroup"], "--no-cgroup"),
+    ];
+    for (options, part) in wrong {
+        for subcommand in ["run", "batch"] {
+            let ran = run(bare_tool(subcommand).arg("--log-dir").arg(host.log_dir.path()).args(options).arg("true"));
+            assert_eq!((ran.code, ran.out().as_str()), (125, ""), "{options:?}");
+            assert!(ran.err().contains(part) && ran.err().ends_with('\n'), "{options:?}: {}", ran.err());
+        }
+    }
+    assert_eq!(host.logs(), Vec::<String>::new());
+}
+
+#[test]
+fn a_limit_that_cannot_be_had_starts_nothing_and_info_has_said_so() {
+    let host = Host::new();
+    if host.has_no_cgroups() {
+        return;
+    }
+    let info: serde_json::Value = serde_json::from_slice(&run(tool(&host, "info").arg("--json")).stdout).unwrap();
+    let is_available =
+        |file: &str| info["limits"].as_array().unwrap().iter().any(|limit| limit["file"] == file && limit["available"] == true);
+    for (file, option, value) in [
+        ("cpu.max", "--cpu-max", "1"),
+        ("cpu.weight", "--cpu-weight", "50"),
+        ("cpuset.cpus", "--cpuset-cpus", "0"),
+        ("cpuset.mems", "--cpuset-mems", "0"),
+        ("memory.max", "--memory-max", "1G"),
+        ("memory.high", "--memory-high", "1G"),
+        ("memory.swap.max", "--memory-swap-max", "0"),
+        ("pids.max", "--pids-max", "100"),
+        ("io.weight", "--io-weight", "50"),
+    ] {
+        let ran = run_script(&host, &["--json", option, value], "echo started");
+        if is_available(file) {
+            assert_eq!((ran.code, ran.out().as_str()), (0, "started\n"), "{file}: {}", ran.err());
+            continue;
+        }
+        assert_eq!((ran.code, ran.out().as_str()), (125, ""), "{file}");
+        let controller = file.split('.').next().unwrap();
+        let advice = info["missing"].as_array().unwrap().iter().find(|missing| missing["what"].as_str().unwrap().contains(file));
+        let advice = advice.unwrap_or_else(|| panic!("no word of {file} in {info}"))["advice"].as_str().unwrap();
+        assert!(advice.contains(controller) && !advice.contains("Builder::"), "{advice}");
+        let message = ran.err().lines().next().unwrap().to_owned();
+        for part in [file, controller, advice] {
+            assert!(message.contains(part), "{part:?} in {message}");
+        }
+        assert_eq!(json_of(&ran)["failure"]["step"], "limit");
+    }
+    fs::read_dir(host.log_dir.path()).unwrap().flatten().for_each(|log| drop(fs::remove_file(log.path())));
+    assert_nothing_left(&host);
+}
+
+#[test]
+fn info_groups_the_limits_that_are_missing_for_one_reason() {
+    let host = Host::new();
+    if host.has_no_cgroups() {
+        return;
+    }
+    let mut command = tool(&host, "info");
+    let text = run(&mut command).out();
+    let info: serde_json::Value = serde_json::from_slice(&run(command.arg("--json")).stdout).unwrap();
+    let limits = info["limits"].as_array().unwrap();
+    assert_eq!(limits.len(), 11, "{info}");
+    for limit in limits {
+        let file = limit["file"].as_str().unwrap();
+        let lines: Vec<&str> = text.lines().filter(|line| line.contains(&format!(" {file}"))).collect();
+        let is_usable = lines.iter().any(|line| line.starts_with("limits  "));
+        assert_eq!((lines.len(), is_usable), (1, limit["available"] == true), "{file} in {text}");
+    }
+    let reasons: Vec<&str> =
+        text.lines().filter(|line| line.starts_with("- limit")).filter_map(|line| line.split_once(": ")).map(|line| line.1).collect();
+    let distinct: std::collections::BTreeSet<&str> = reasons.iter().copied().collect();
+    assert_eq!(reasons.len(), distinct.len(), "{text}");
+    assert_eq!(info["leftovers"].as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn leftovers_of_a_dead_worker_are_told_and_killed_when_that_is_asked_for() {
+    let host = Host::new();
+    if host.has_no_cgroups() {
+        return;
+    }
+    let mut running = start_script(&host, &[], "echo $$; exec sleep 1000");
+    running.read_until("\n");
+    let job: i32 = String::from_utf8_lossy(&running.seen).trim().parse().unwrap();
+    let info = || run(&mut tool(&host, "info"));
+    assert!(!info().out().contains("--kill-leftovers"), "the worker lives");
+    running.signal(Signal::KILL);
+    assert_eq!(running.wait(), 137);
+    let (cgroup, text) = (host.cgroups().pop().unwrap(), info().out());
+    assert!(process_runs(job) && text.contains("--kill-leftovers") && text.contains(&format!("{cgroup}: processes run in it")), "{text}");
+    let json: serde_json::Value = serde_json::from_slice(&run(tool(&host, "info").arg("--json")).stdout).unwrap();
+    assert_eq!((&json["leftovers"][0]["populated"], &json["leftovers"][0]["name"]), (&true.into(), &"sh".into()), "{json}");
+
+    let ran = run_script(&host, &["--kill-leftovers"], "echo on");
+    assert_eq!((ran.code, ran.out().as_str(), ran.err().as_str()), (0, "on\n", ""));
+    wait_until("what was left is gone", || !process_runs(job));
+    assert_eq!(host.cgroups(), Vec::<String>::new());
+    assert!(!info().out().contains("--kill-leftovers"));
+}
+
+#[test]
+fn nothing_left_over_is_nothing_to_kill() {
+    let host = Host::new();
+    if host.has_no_cgroups() {
+        return;
+    }
+    let ran = run_script(&host, &["--kill-leftovers"], "exit 3");
+    assert_eq!((ran.code, ran.err().as_str()), (3, ""));
+    let ran = run_with_input(tool(&host, "batch").arg("--kill-leftovers"), b"true\n");
+    assert!(ran.code == 0 && ran.err().starts_with("iron-exec: 1 ok"), "{}", ran.err());
+    let ran = run(tool(&host, "info").arg("--kill-leftovers"));
+    assert_eq!((ran.code, ran.err().as_str()), (0, ""));
+    assert_nothing_left(&host);
 }
 
 #[test]

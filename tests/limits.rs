@@ -2,10 +2,8 @@
 
 mod common;
 
-use common::{Host, finish, output_of};
-use iron_exec::{Command, Event, Limits, Signal, Worker};
-
-use std::path::Path;
+use common::Host;
+use iron_exec::{Command, Event, Limits, Signal};
 
 /// Hands every controller down to the host's base.
 fn builder(host: &Host) -> iron_exec::Builder {

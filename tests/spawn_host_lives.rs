@@ -137,13 +137,13 @@ fn rungs_in_a_full_cgroup(depth: usize, oom_group: bool) -> BTreeMap<String, usi
         fs::write(top.join("memory.oom.group"), if oom_group { "1" } else { "0" }).unwrap();
         let filler = host.log_dir.path().join("filler");
         fill(&mut worker, &filler);
-        for _ in 0..30 {
+        for _ in 0..15 {
             let (status, text) = outcome(&mut worker, many_arguments(Command::new("/bin/true")));
             let rung = status.map_or("?".to_owned(), |status| format!("{} ({})", status.rung, status.rung_reason));
             *seen.entry(format!("{rung}: {text}")).or_default() += 1;
         }
         // Many at a time, which kill each other.
-        let jobs: Vec<_> = (0..20)
+        let jobs: Vec<_> = (0..10)
             .filter_map(|_| worker.start(many_arguments(Command::new("/bin/true")).confirm(false).capture(Capture::Discard)).ok())
             .collect();
         turn_until(&mut worker, |worker, _| worker.unfinished_jobs() == 0);

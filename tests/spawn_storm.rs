@@ -61,7 +61,7 @@ fn starts_on_fork_end_right_and_leave_nothing() {
 /// A storm of its share (in hundredths) of all starts: half of it with cgroups, half without and with few slots, so that starts have to wait for one.
 fn storm(rung: Option<Rung>, share: usize) {
     let starts = std::env::var("IRON_EXEC_STORM").map_or(STARTS, |count| count.parse().expect("IRON_EXEC_STORM is a number"));
-    let starts = (starts * share / 200).max(100);
+    let starts = (starts * share / 200).max(starts.min(100));
     let host = Host::new();
     let programs = Programs::new();
     let seed = fastrand::u64(..);

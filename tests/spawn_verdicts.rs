@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{Census, DEADLINE, Host, finish, isolated, not_root, turn_until, wait_until};
+use common::{Census, DEADLINE, Host, finish, isolated, not_root, rounds, turn_until, wait_until};
 use iron_exec::{Capture, CgroupBase, Command, Event, Exit, JobState, Rung, RungReason, Signal, Step, StopReason};
 use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType};
 use rustix::process::{Pid, RawPid, kill_process};
@@ -105,7 +105,7 @@ fn signals_that_the_host_handles_do_not_shorten_a_confirmation() {
         let mut noise = process::Command::new("sh").args(["-c", &script]).spawn().unwrap();
         for rung in Rung::ALL {
             let mut worker = host.builder().rung(rung).confirm_timeout(DEADLINE).build().unwrap();
-            for _ in 0..200 {
+            for _ in 0..rounds(200) {
                 let error = worker.start(Command::new("no-such-program").capture(Capture::Discard)).unwrap_err();
                 assert_eq!(error.failure().unwrap().step(), Step::Exec);
             }

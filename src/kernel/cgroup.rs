@@ -212,7 +212,11 @@ impl CgroupTree {
         let mut content = [0_u8; 256];
         loop {
             // POLLPRI tells of changes since the last read.
-            let length = rustix::io::retry_on_intr(|| rustix::io::pread(&events, &mut content, 0))?;
+            let length = match rustix::io::retry_on_intr(|| rustix::io::pread(&events, &mut content, 0)) {
+                // Somebody else has removed it.
+                Err(Errno::NODEV) => return Ok(()),
+                read => read?,
+            };
             let left = deadline.saturating_duration_since(Instant::now());
             if cgroup_text::populated(content.get(..length).unwrap_or_default()) != Some(true) || left.is_zero() {
                 return Ok(());
@@ -226,7 +230,7 @@ impl CgroupTree {
     pub(crate) fn is_populated(&self, cgroup: &JobCgroup) -> io::Result<bool> {
         match read_at(self.directory.as_fd(), &cgroup.file("cgroup.events")) {
             Ok(events) => Ok(cgroup_text::populated(&events).unwrap_or(true)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) if is_gone(&error) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -298,8 +302,16 @@ fn remove_nested(parent: BorrowedFd<'_>, name: &CStr, depth: usize) -> io::Resul
         Err(Errno::NOENT) => return Ok(true),
         Err(errno) => return Err(errno.into()),
     };
-    for entry in Dir::read_from(&directory)? {
-        let entry = entry?;
+    let entries = match Dir::read_from(&directory) {
+        // Somebody else has removed it just now.
+        Err(Errno::NOENT) => return Ok(true),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = match entry {
+            Err(Errno::NOENT) => return Ok(true),
+            entry => entry?,
+        };
         let nested = entry.file_name();
         let is_nested = entry.file_type() == FileType::Directory && nested != c"." && nested != c"..";
         if is_nested && !remove_nested(directory.as_fd(), nested, depth - 1)? {

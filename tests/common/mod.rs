@@ -23,23 +23,29 @@ const ISOLATED: &str = "IRON_EXEC_TEST_ISOLATED";
 /// Runs `body` in a fresh process of its own (libtest adds one thread to it): for tests that count or change what belongs to the whole process (descriptors, zombies, limits,
 /// signal dispositions, seccomp). `name` is the test's own path, as libtest knows it.
 pub fn isolated(name: &str, body: impl FnOnce()) {
-    if std::env::var_os(ISOLATED).is_some() {
-        body();
-        return;
-    }
-    let program = std::env::current_exe().expect("the test binary's path");
-    run_isolated(process::Command::new(program).args(arguments(name)));
+    isolated_behind(&mut process::Command::new(std::env::current_exe().expect("the test binary's path")), name, body);
 }
 
 /// As [`isolated`], in a process that ignores SIGCHLD from its start.
 pub fn isolated_ignoring_sigchld(name: &str, body: impl FnOnce()) {
-    if std::env::var_os(ISOLATED).is_some() {
-        body();
-        return;
-    }
-    let program = std::env::current_exe().expect("the test binary's path");
     // An ignored signal stays ignored across an exec. (Not every shell can do this: dash keeps SIGCHLD to itself.)
-    run_isolated(process::Command::new("env").arg("--ignore-signal=CHLD").arg(program).args(arguments(name)));
+    let mut launcher = process::Command::new("env");
+    launcher.arg("--ignore-signal=CHLD").arg(std::env::current_exe().expect("the test binary's path"));
+    isolated_behind(&mut launcher, name, body);
+}
+
+/// As [`isolated`], in a process that `launcher` makes: a command that runs this test binary, or a copy, with the arguments that are added to it.
+pub fn isolated_behind(launcher: &mut process::Command, name: &str, body: impl FnOnce()) {
+    if is_isolated() {
+        body();
+    } else {
+        run_isolated(launcher.args(arguments(name)));
+    }
+}
+
+/// Whether this is the fresh process of an isolated test.
+pub fn is_isolated() -> bool {
+    std::env::var_os(ISOLATED).is_some()
 }
 
 fn arguments(name: &str) -> [&str; 5] {
@@ -52,6 +58,11 @@ fn run_isolated(command: &mut process::Command) {
     print!("{text}");
     assert!(output.status.success(), "the isolated process failed with {}", output.status);
     assert!(text.contains("1 passed"), "the isolated process ran no test: is the name right?");
+}
+
+/// How often a test repeats what it does: `usual`, or less where IRON_EXEC_STORM says so, for an emulated machine.
+pub fn rounds(usual: usize) -> usize {
+    std::env::var("IRON_EXEC_STORM").map_or(usual, |most| usual.min(most.parse().expect("IRON_EXEC_STORM is a number")))
 }
 
 /// Says loudly that a test cannot run here. On CI that is a failure.
@@ -133,13 +144,14 @@ impl Drop for Host {
 }
 
 /// The names of the directories in a directory that may be gone.
-fn directories(path: &Path) -> Vec<String> {
+pub fn directories(path: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(path) else { return Vec::new() };
     let directories = entries.map(|entry| entry.expect("an entry")).filter(|entry| entry.path().is_dir());
     directories.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
-fn cgroup2_mount() -> Option<PathBuf> {
+/// Where cgroup2 is mounted, if it is.
+pub fn cgroup2_mount() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
     let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
     fields.find(|fields| fields.get(2) == Some(&"cgroup2")).map(|fields| PathBuf::from(fields[1]))

@@ -7,16 +7,20 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use iron_exec::{Builder, Capture, CgroupBase, Command, LogFormat, OutputStream, Rung, Signal, Worker};
+use iron_exec::{Builder, Capture, CgroupBase, Command, IoDevice, IoMax, Limits, LogFormat, OutputStream, Rung, Signal, Worker};
+
+use crate::limits::{self, CpuMax};
 
 const RUN_EXIT_CODES: &str = "\
 Exit codes:
   0-123    the job's own exit code (higher ones are passed on as well)
   124      the job ran into its --timeout
-  125      iron-exec itself failed: bad options, no log directory, output that is lost, ...
+  125      iron-exec itself failed: bad options, no log directory, output that is lost, a limit
+           that cannot be had, ...
   126      the program was found but cannot be executed
   127      the program was not found
-  128+N    the job was killed by signal N (137: SIGKILL, 143: SIGTERM)
+  128+N    the job was killed by signal N (137: SIGKILL, 143: SIGTERM);
+           137 too for a job that was out of memory: then stderr says so
   141      whoever read our output has gone; the job was stopped";
 
 const RUN_LONG: &str = "\
@@ -28,11 +32,15 @@ runs in a session of its own, without a controlling terminal, and, where there a
 SIGINT (Ctrl-C), SIGTERM, SIGHUP and SIGQUIT stop the job: the first one gently, with --signal and, after --kill-after, SIGKILL to the whole process \
 tree; the second one with SIGKILL at once and without waiting for output that is not printed yet. When the job ends, what it left running is killed.
 
+A limit holds for the job's whole process tree, and nothing is started without one that was asked for. `iron-exec info` says which can be had here, \
+and what to do about the others. A job that is killed because it is out of memory is named on stderr; --stats says what every limit did.
+
 The output is printed from the log, so a slow reader never slows the job down; the log may run far ahead of what was printed.
 
 Examples:
   iron-exec run make -j4
   iron-exec run --timeout 10m -k 30s --stats -- ./integration-test --all
+  iron-exec run --memory-max 2G --cpu-max 150% --pids-max 200 --io-max wbps=20M --stats -- make -j4
   iron-exec run -q --log-dir /var/log/jobs --log-format raw -- ./nightly.sh
   iron-exec run -i -e LANG=C -u 1000:1000 -C /srv/app -- ./server";
 
@@ -46,12 +54,15 @@ on stderr, with its log.
 Without --keep-going no new job is started after one has failed; those that run are waited for. SIGINT (Ctrl-C), SIGTERM, SIGHUP and SIGQUIT stop \
 everything: the first one gently (--signal, then SIGKILL after --kill-after), the second one with SIGKILL at once.
 
+Limits hold for each job by itself.
+
 When a job cannot be started for want of open files or processes while others run, it waits for one of them to end. The limit of open files is \
 raised as far as the hard limit lets us; the jobs keep the limit that was.
 
 Examples:
   iron-exec batch -j 8 commands.txt
   seq 100 | sed 's/^/.\\/render --frame /' | iron-exec batch --keep-going --timeout 5m
+  iron-exec batch -j 8 --memory-max 512M --cpu-max 1 commands.txt
   iron-exec batch --json --quiet --log-keep all --log-dir /var/log/jobs commands.txt > status.jsonl";
 
 const BATCH_EXIT_CODES: &str = "\
@@ -66,7 +77,9 @@ With --json, each job gives one line on stdout, in the order in which they end:
   state                \"finished\"; \"failed\": not started, see failure; \"unknown\": somebody else has reaped it
   exit_code, signal    how it ended; the other one, or both, are null
   stop_reason          \"timeout\", \"requested\" or null
+  oom_killed           whether it was killed because it was out of memory
   run_time             seconds
+  cgroup_usage         what its whole tree used; null without cgroups, or without limits and --accounting; null in it is what is not known
   log                  the log file; null if it was deleted or there is none
   failure              why it was not started: step, path, errno, message; or null
 and more about what it used and wrote.";
@@ -128,11 +141,11 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) worker: WorkerArgs,
 
-    /// When the job has ended, print a summary on stderr
+    /// When the job has ended, print a summary on stderr: how it ended, and what it and its whole process tree used
     #[arg(long)]
     pub(crate) stats: bool,
 
-    /// When the job has ended, print its final status on stderr, as one line of JSON
+    /// When the job has ended, print its final status on stderr, as one line of JSON; with --stats, or a limit, also what its process tree used
     #[arg(long)]
     pub(crate) json: bool,
 
@@ -166,6 +179,10 @@ pub(crate) struct BatchArgs {
     /// Which log files to keep; the others are deleted once they are printed
     #[arg(long, value_enum, value_name = "WHICH", default_value_t = LogKeep::Failed)]
     pub(crate) log_keep: LogKeep,
+
+    /// Account for the CPU time, memory, I/O and processes of every job, for --json, also of those without limits
+    #[arg(long, conflicts_with = "no_cgroup")]
+    pub(crate) accounting: bool,
 
     #[command(flatten)]
     pub(crate) job: JobArgs,
@@ -234,6 +251,19 @@ pub(crate) struct WorkerArgs {
     /// `iron-exec` at the root of the hierarchy if we are root, else none]
     #[arg(long, value_name = "DIRECTORY")]
     pub(crate) cgroup_base: Option<PathBuf>,
+
+    /// Move ourselves to a leaf, `supervisor`, of the cgroup that we are in, so that it can hand controllers down to jobs; without --cgroup-base
+    /// that cgroup becomes the base
+    #[arg(long, conflicts_with = "no_cgroup")]
+    pub(crate) take_over_cgroup: bool,
+
+    /// Enable the controllers that limits need in the cgroups above the base, too
+    #[arg(long, conflicts_with = "no_cgroup")]
+    pub(crate) enable_controllers: bool,
+
+    /// First kill the jobs in the base whose worker is dead (it crashed, say), and remove their cgroups; that takes 5 s at most
+    #[arg(long, conflicts_with = "no_cgroup")]
+    pub(crate) kill_leftovers: bool,
 }
 
 /// What is said about a job, or about every one of a batch.
@@ -283,6 +313,61 @@ pub(crate) struct JobArgs {
     /// Print none of the jobs' output: it goes to the log only
     #[arg(short, long, action = ArgAction::SetTrue)]
     pub(crate) quiet: bool,
+
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+}
+
+/// What a job's whole process tree may use.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Limits")]
+#[group(conflicts_with = "no_cgroup")]
+pub(crate) struct LimitArgs {
+    /// The most CPU time: CPUs (`1.5`), a share of one (`50%`), QUOTA/PERIOD in microseconds (`50000/100000`) or `max`
+    #[arg(long, value_name = "CPUS", value_parser = limits::cpu_max, allow_hyphen_values = true)]
+    pub(crate) cpu_max: Option<CpuMax>,
+
+    /// The share of CPU time where there is not enough for all, 1 to 10000; others have 100
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000), allow_hyphen_values = true)]
+    pub(crate) cpu_weight: Option<u32>,
+
+    /// The CPUs to run on, for instance `0-3,7`
+    #[arg(long, value_name = "LIST", value_parser = limits::number_list)]
+    pub(crate) cpuset_cpus: Option<String>,
+
+    /// The memory nodes to use, for instance `0,2`
+    #[arg(long, value_name = "LIST", value_parser = limits::number_list)]
+    pub(crate) cpuset_mems: Option<String>,
+
+    /// The most memory, beyond which the job is killed: bytes, with K, M, G or T for powers of 1024 (`64M`), a share of the machine's (`10%`) or
+    /// `max`
+    #[arg(long, value_name = "SIZE", value_parser = limits::memory, allow_hyphen_values = true)]
+    pub(crate) memory_max: Option<u64>,
+
+    /// The memory above which the job is slowed down and its memory taken back, but not killed
+    #[arg(long, value_name = "SIZE", value_parser = limits::memory, allow_hyphen_values = true)]
+    pub(crate) memory_high: Option<u64>,
+
+    /// The most swap; 0 is none
+    #[arg(long, value_name = "SIZE", value_parser = limits::memory, allow_hyphen_values = true)]
+    pub(crate) memory_swap_max: Option<u64>,
+
+    /// When the job is out of memory, kill only the largest of its processes, not all of them
+    #[arg(long)]
+    pub(crate) no_oom_group: bool,
+
+    /// The most processes and threads at a time, or `max`
+    #[arg(long, value_name = "N", value_parser = limits::pids_max, allow_hyphen_values = true)]
+    pub(crate) pids_max: Option<u64>,
+
+    /// The share of the disks' time where there is not enough for all, 1 to 10000; others have 100
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000), allow_hyphen_values = true)]
+    pub(crate) io_weight: Option<u32>,
+
+    /// The most I/O a second (repeatable): KEYS are `rbps=`, `wbps=` (bytes, as `10M`), `riops=`, `wiops=` (operations), with commas between them;
+    /// DEVICE is the path of a disk, of a file on it, or its MAJ:MIN [default: all disks]
+    #[arg(long, value_name = "[DEVICE:]KEYS", value_parser = OsStringParser(limits::io_max))]
+    pub(crate) io_max: Vec<(IoDevice, IoMax)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -353,6 +438,7 @@ impl WorkerArgs {
             None => CgroupBase::Auto,
         };
         let builder = Worker::builder().log_dir(&self.log_dir).log_format(format).cgroup_base(base);
+        let builder = builder.take_over_cgroup(self.take_over_cgroup).enable_controllers(self.enable_controllers);
         match self.rung {
             Some(rung) => builder.rung(rung),
             None => builder,
@@ -373,7 +459,7 @@ impl JobArgs {
 
     /// `command` with everything that was said about it.
     pub(crate) fn apply(&self, mut command: Command, capture: Capture, stdin: StdinName) -> Command {
-        command = command.capture(capture);
+        command = command.capture(capture).limits(self.limits.limits());
         if self.clear_env {
             command = command.env_clear();
         }
@@ -405,6 +491,52 @@ impl JobArgs {
     }
 }
 
+impl LimitArgs {
+    /// The limits that were asked for.
+    pub(crate) fn limits(&self) -> Limits {
+        let mut limits = Limits::new();
+        if let Some(max) = self.cpu_max {
+            limits = max.set(limits);
+        }
+        if let Some(weight) = self.cpu_weight {
+            limits = limits.cpu_weight(weight);
+        }
+        if let Some(list) = &self.cpuset_cpus {
+            limits = limits.cpuset_cpus(list);
+        }
+        if let Some(list) = &self.cpuset_mems {
+            limits = limits.cpuset_mems(list);
+        }
+        if let Some(bytes) = self.memory_max {
+            limits = limits.memory_max(bytes);
+        }
+        if let Some(bytes) = self.memory_high {
+            limits = limits.memory_high(bytes);
+        }
+        if let Some(bytes) = self.memory_swap_max {
+            limits = limits.memory_swap_max(bytes);
+        }
+        if self.no_oom_group {
+            limits = limits.memory_oom_group(false);
+        }
+        if let Some(pids) = self.pids_max {
+            limits = limits.pids_max(pids);
+        }
+        if let Some(weight) = self.io_weight {
+            limits = limits.io_weight(weight);
+        }
+        for (device, max) in &self.io_max {
+            limits = limits.io_max(device.clone(), *max);
+        }
+        limits
+    }
+
+    /// The job's own `memory.max`, in bytes; `None` if it has none.
+    pub(crate) fn memory_max(&self) -> Option<u64> {
+        self.memory_max.filter(|bytes| *bytes != Limits::UNLIMITED)
+    }
+}
+
 /// A parser of arguments that need not be UTF-8.
 #[derive(Clone)]
 struct OsStringParser<T>(fn(&OsStr) -> Result<T, String>);
@@ -415,7 +547,7 @@ impl<T: Clone + Send + Sync + 'static> TypedValueParser for OsStringParser<T> {
     fn parse_ref(&self, command: &clap::Command, arg: Option<&clap::Arg>, value: &OsStr) -> Result<T, clap::Error> {
         (self.0)(value).map_err(|message| {
             let arg = arg.map(|arg| format!(" for '{arg}'")).unwrap_or_default();
-            let message = format!("invalid value '{}'{arg}: {message}", value.to_string_lossy());
+            let message = format!("invalid value '{}'{arg}: {message}\n", value.to_string_lossy());
             clap::Error::raw(clap::error::ErrorKind::ValueValidation, message).with_cmd(command)
         })
     }
@@ -491,6 +623,37 @@ mod tests {
         for text in ["", "A", "=b"] {
             assert!(variable(OsStr::new(text)).is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn every_limit_reaches_the_job() {
+        let options = "--cpu-max 50% --cpu-weight 5 --cpuset-cpus 0-1 --cpuset-mems 0 --memory-max 64M --memory-high 32M --memory-swap-max 0 \
+                       --no-oom-group --pids-max 7 --io-weight 9 --io-max rbps=1K --io-max 8:0:wiops=max";
+        let expected = Limits::new()
+            .cpu_max(0.5)
+            .cpu_weight(5)
+            .cpuset_cpus("0-1")
+            .cpuset_mems("0")
+            .memory_max(64 << 20)
+            .memory_high(32 << 20)
+            .memory_swap_max(0)
+            .memory_oom_group(false)
+            .pids_max(7)
+            .io_weight(9)
+            .io_max(IoDevice::All, IoMax::new().read_bytes(1024))
+            .io_max(IoDevice::Number { major: 8, minor: 0 }, IoMax::new().write_ops(Limits::UNLIMITED));
+        for (subcommand, rest) in [("run", "true"), ("batch", "file")] {
+            let words = ["iron-exec", subcommand].into_iter().chain(options.split_whitespace()).chain([rest]);
+            let job = match Cli::try_parse_from(words).unwrap().tool {
+                Tool::Run(args) => args.job,
+                Tool::Batch(args) => args.job,
+                _ => panic!("it is one of the two"),
+            };
+            assert_eq!(job.limits.limits(), expected);
+            assert_eq!(job.limits.memory_max(), Some(64 << 20));
+        }
+        let Tool::Run(args) = Cli::try_parse_from(["iron-exec", "run", "true"]).unwrap().tool else { panic!("it is a run") };
+        assert!(args.job.limits.limits().is_empty());
     }
 
     #[test]

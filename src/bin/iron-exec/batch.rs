@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::args::{BatchArgs, CaptureName, LogKeep, StdinName};
+use crate::leftovers;
 use crate::lines::{CommandLines, LINE_BYTES_MAX, Line};
 use crate::outlet::{Failing, Fetched, Outlet, write_failure};
 use crate::progress::{Progress, Standing};
@@ -46,7 +47,9 @@ pub(crate) fn run(args: &BatchArgs) -> Result<u8, Fault> {
     };
     // Jobs are forgotten one by one, each when it was printed; none may be evicted before.
     let builder = args.worker.builder().confirm(false).raise_nofile(true).jobs_max(jobs_max).finished_jobs_max(usize::MAX);
-    let worker = builder.build().map_err(|error| Fault::caused("preparing to run jobs failed", &error))?;
+    let builder = builder.accounting(args.accounting);
+    let mut worker = builder.build().map_err(|error| Fault::caused("preparing to run jobs failed", &error))?;
+    leftovers::kill_if_asked(&args.worker, &mut worker);
     let mut batch = Batch {
         args,
         jobs_max,
@@ -210,7 +213,7 @@ impl Batch<'_> {
                 self.is_short = true;
                 Ok(())
             }
-            Err(error) => self.refuse(&line, JobReport::not_started(&error), &report::with_causes(&error)),
+            Err(error) => self.refuse(&line, JobReport::not_started(&error), &report::in_options(&error.to_string())),
         }
     }
 
@@ -409,7 +412,8 @@ impl Batch<'_> {
             self.push_json(line, JobReport::finished(&status, log))?;
         } else if !is_success {
             let log = log.map(|log| format!("; log: {}", log.display())).unwrap_or_default();
-            self.outlet.push_message(&format!("line {}: {}: {}{log}", line.number, report::ending(&status), report::quoted(&line.text)));
+            let ending = report::ending(&status, self.args.job.limits.memory_max());
+            self.outlet.push_message(&format!("line {}: {ending}: {}{log}", line.number, report::quoted(&line.text)));
         }
         self.worker.forget(job).map_err(|error| Fault::caused("forgetting a finished job failed", &error))
     }

@@ -1,20 +1,17 @@
 //! `iron-exec info`: what this machine can do, what is missing, and how to get it.
 
 use std::fmt::Write;
-use std::fs;
 use std::path::Path;
 
-use iron_exec::{Capabilities, CgroupReport, OutputStream};
+use iron_exec::{Capabilities, Leftover, LimitReport, OutputStream};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
 use crate::args::InfoArgs;
+use crate::leftovers::{self, NAMED_MAX};
 use crate::outlet::{Outlet, write_failure};
 use crate::report::{self, Fault, exit};
-
-/// The controllers by which a job's resources can be limited.
-const CONTROLLERS: [&str; 5] = ["cpu", "io", "memory", "cpuset", "pids"];
 
 /// Descriptors that one idle job costs.
 const DESCRIPTORS_PER_JOB: u64 = 3;
@@ -26,6 +23,9 @@ struct Report {
     rung: &'static str,
     rungs: Vec<RungLine>,
     cgroup: Option<CgroupLine>,
+    limits: Vec<LimitLine>,
+    /// `None`: they could not be looked for.
+    leftovers: Option<Vec<LeftoverLine>>,
     exit_info: bool,
     open_files: OpenFiles,
     missing: Vec<Missing>,
@@ -45,6 +45,22 @@ struct CgroupLine {
 }
 
 #[derive(Debug, Serialize)]
+struct LimitLine {
+    file: &'static str,
+    available: bool,
+}
+
+/// The cgroup of a job whose worker is dead.
+#[derive(Debug, Serialize)]
+struct LeftoverLine {
+    job: String,
+    name: String,
+    path: String,
+    /// Whether processes are left in it.
+    populated: bool,
+}
+
+#[derive(Debug, Serialize)]
 struct OpenFiles {
     /// `None`: unlimited.
     soft: Option<u64>,
@@ -60,8 +76,13 @@ struct Missing {
 
 /// Prints the report; returns the exit code.
 pub(crate) fn run(args: &InfoArgs) -> Result<u8, Fault> {
-    let worker = args.worker.builder().build().map_err(|error| Fault::caused("looking at this machine failed", &error))?;
-    let report = Report::new(worker.capabilities());
+    let mut worker = args.worker.builder().build().map_err(|error| Fault::caused("looking at this machine failed", &error))?;
+    leftovers::kill_if_asked(&args.worker, &mut worker);
+    let found = worker.leftovers();
+    if let Err(error) = &found {
+        report::complain(&format!("looking for what dead workers have left failed: {}", report::with_causes(error)));
+    }
+    let report = Report::new(worker.capabilities(), found.ok().as_deref());
     drop(worker);
     let mut outlet = Outlet::new();
     if args.json {
@@ -77,7 +98,7 @@ pub(crate) fn run(args: &InfoArgs) -> Result<u8, Fault> {
 }
 
 impl Report {
-    fn new(capabilities: &Capabilities) -> Self {
+    fn new(capabilities: &Capabilities, leftovers: Option<&[Leftover]>) -> Self {
         let limit = getrlimit(Resource::Nofile);
         let open_files = OpenFiles { soft: limit.current, hard: limit.maximum };
         let mut missing = Vec::new();
@@ -85,11 +106,12 @@ impl Report {
             missing.extend(rung.missing.map(|reason| Missing { what: format!("spawn rung {}", rung.rung), advice: reason.to_owned() }));
         }
         missing.extend(
-            capabilities.cgroup_missing.as_ref().map(|reason| Missing { what: "cgroups for jobs".to_owned(), advice: reason.clone() }),
+            capabilities
+                .cgroup_missing
+                .as_ref()
+                .map(|reason| Missing { what: "cgroups for jobs, and limits".to_owned(), advice: report::in_options(reason) }),
         );
-        if let Some(cgroup) = &capabilities.cgroup {
-            missing.extend(missing_controllers(cgroup));
-        }
+        missing.extend(missing_limits(&capabilities.limits));
         if !capabilities.exit_info {
             missing.push(Missing {
                 what: "exit status of a job that somebody else has reaped".to_owned(),
@@ -113,6 +135,8 @@ impl Report {
                 base: text(&cgroup.base),
                 controllers: cgroup.controllers.clone(),
             }),
+            limits: capabilities.limits.iter().map(|limit| LimitLine { file: limit.file, available: limit.missing.is_none() }).collect(),
+            leftovers: leftovers.map(|leftovers| leftovers.iter().map(LeftoverLine::new).collect()),
             exit_info: capabilities.exit_info,
             open_files,
             missing,
@@ -132,6 +156,8 @@ impl Report {
             }
             None => rows.push(("cgroups", "none".to_owned())),
         }
+        let limits: Vec<&str> = self.limits.iter().filter(|limit| limit.available).map(|limit| limit.file).collect();
+        rows.push(("limits", if limits.is_empty() { "none".to_owned() } else { limits.join(", ") }));
         rows.push(("exit info", if self.exit_info { "yes" } else { "no" }.to_owned()));
         let limit = |limit: Option<u64>| limit.map_or("unlimited".to_owned(), |limit| limit.to_string());
         let jobs = self.open_files.hard.map(|hard| format!(", enough for about {} idle jobs", hard / DESCRIPTORS_PER_JOB));
@@ -147,36 +173,51 @@ impl Report {
         for missing in &self.missing {
             let _ = writeln!(text, "- {}: {}", missing.what, missing.advice);
         }
+        append_leftovers(&mut text, self.leftovers.as_deref().unwrap_or_default());
         text
     }
 }
 
-/// The controllers that jobs cannot have, and why: they stop above the base, or the hierarchy does not have them at all.
-fn missing_controllers(cgroup: &CgroupReport) -> Vec<Missing> {
-    let at_root = fs::read_to_string(cgroup.mount.join("cgroup.controllers")).unwrap_or_default();
-    let at_root: Vec<&str> = at_root.split_whitespace().collect();
-    let missing = CONTROLLERS.into_iter().filter(|name| !cgroup.controllers.iter().any(|there| there == name));
-    let (stopped, absent): (Vec<&str>, Vec<&str>) = missing.partition(|name| at_root.contains(name));
-    let mut found = Vec::new();
-    if !stopped.is_empty() {
-        let words: Vec<String> = stopped.iter().map(|name| format!("+{name}")).collect();
-        let advice = format!(
-            "write \"{}\" to cgroup.subtree_control of each directory from {} down to the one above {}; in a systemd unit, use Delegate=yes",
-            words.join(" "),
-            cgroup.mount.display(),
-            cgroup.base.display(),
-        );
-        found.push(Missing { what: format!("controllers {}", stopped.join(", ")), advice });
+impl LeftoverLine {
+    fn new(leftover: &Leftover) -> Self {
+        Self {
+            job: leftover.job.to_string(),
+            name: leftover.name.clone(),
+            path: leftover.path.to_string_lossy().into_owned(),
+            populated: leftover.populated,
+        }
     }
-    if !absent.is_empty() {
-        let advice = format!(
-            "the hierarchy at {} does not have them: they are held by cgroup v1 mounts (boot with cgroup_no_v1=all), kept back by the container \
-             host, or not in this kernel",
-            cgroup.mount.display(),
-        );
-        found.push(Missing { what: format!("controllers {}", absent.join(", ")), advice });
+}
+
+fn append_leftovers(text: &mut String, leftovers: &[LeftoverLine]) {
+    if leftovers.is_empty() {
+        return;
     }
-    found
+    text.push_str("\nleft by workers that are dead (--kill-leftovers of run, batch and info kills and removes it):\n");
+    for leftover in leftovers.iter().take(NAMED_MAX) {
+        let state = if leftover.populated { "processes run in it" } else { "empty" };
+        let _ = writeln!(text, "- {}: {state}", report::quoted(leftover.path.as_bytes()));
+    }
+    if leftovers.len() > NAMED_MAX {
+        let _ = writeln!(text, "- and {} more", leftovers.len() - NAMED_MAX);
+    }
+}
+
+/// The limits that cannot be had; those that are missing for one reason together.
+fn missing_limits(limits: &[LimitReport]) -> Vec<Missing> {
+    let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
+    for limit in limits {
+        let Some(reason) = limit.missing.as_deref() else { continue };
+        match groups.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, files)) => files.push(limit.file),
+            None => groups.push((reason, vec![limit.file])),
+        }
+    }
+    let missing = |(reason, files): (&str, Vec<&str>)| {
+        let word = if files.len() == 1 { "limit" } else { "limits" };
+        Missing { what: format!("{word} {}", files.join(", ")), advice: report::in_options(reason) }
+    };
+    groups.into_iter().map(missing).collect()
 }
 
 #[cfg(test)]
@@ -191,13 +232,24 @@ mod tests {
             rung: "fork",
             rungs: vec![RungLine { name: "fork-like", available: false }, RungLine { name: "fork", available: true }],
             cgroup: None,
+            limits: vec![LimitLine { file: "cpu.max", available: true }, LimitLine { file: "memory.max", available: false }],
+            leftovers: Some((0..12).map(|number| leftover(number, number == 0)).collect()),
             exit_info: false,
             open_files: OpenFiles { soft: Some(1024), hard: None },
             missing: vec![Missing { what: "cgroups for jobs".to_owned(), advice: "mount one".to_owned() }],
         };
         let text = report.to_text();
-        for part in ["6.1", "fork (available: fork)", "1024 (hard limit unlimited)", "- cgroups for jobs: mount one"] {
+        for part in
+            ["6.1", "fork (available: fork)", "1024 (hard limit unlimited)", "- cgroups for jobs: mount one", "limits        cpu.max\n"]
+        {
             assert!(text.contains(part), "{part:?} in {text}");
         }
+        for part in ["--kill-leftovers", "- /base/0\\x1b: processes run in it\n", "- /base/1\\x1b: empty\n", "- and 2 more\n"] {
+            assert!(text.contains(part), "{part:?} in {text}");
+        }
+    }
+
+    fn leftover(number: u32, populated: bool) -> LeftoverLine {
+        LeftoverLine { job: "id".to_owned(), name: "sh".to_owned(), path: format!("/base/{number}\x1b"), populated }
     }
 }

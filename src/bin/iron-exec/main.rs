@@ -8,6 +8,8 @@
 mod args;
 mod batch;
 mod info;
+mod leftovers;
+mod limits;
 mod lines;
 mod logs;
 mod outlet;

@@ -2,10 +2,11 @@
 
 use std::error::Error;
 use std::fmt::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
-use iron_exec::{Exit, OutputStream, StartError, StartFailure, Status, Step, StopReason};
+use iron_exec::{CgroupUsage, CpuUsage, Exit, IoUsage, MemoryUsage, OutputStream, StartError, StartFailure, Status, Step, StopReason};
 use rustix::io::Errno;
 use serde::Serialize;
 
@@ -57,6 +58,13 @@ pub(crate) fn with_causes(error: &dyn Error) -> String {
     text
 }
 
+/// A text of the library's, whose advice names methods, with the options in their place.
+pub(crate) fn in_options(text: &str) -> String {
+    const OPTIONS: [(&str, &str); 2] =
+        [("Builder::take_over_cgroup", "--take-over-cgroup"), ("Builder::enable_controllers", "--enable-controllers")];
+    OPTIONS.into_iter().fold(text.to_owned(), |text, (method, option)| text.replace(method, option))
+}
+
 /// A message on stderr, while nothing else is being written there.
 pub(crate) fn complain(message: &str) {
     say(format!("iron-exec: {message}\n").as_bytes());
@@ -93,22 +101,51 @@ pub(crate) fn exit_code_of_failure(failure: &StartFailure) -> u8 {
     }
 }
 
-/// How a job ended, in a few words.
-pub(crate) fn ending(status: &Status) -> String {
+/// How a job, with this `memory.max` of its own, ended, in a few words.
+pub(crate) fn ending(status: &Status, memory_max: Option<u64>) -> String {
     if let Some(failure) = &status.failure {
-        return format!("not started: {failure}");
+        return format!("not started: {}", in_options(&failure.to_string()));
     }
-    let end = match status.exit {
+    let shortage = out_of_memory(status, memory_max);
+    let mut end = match status.exit {
         Some(Exit::Code(code)) => format!("exit code {code}"),
         Some(Exit::Signal { signal, core_dumped: true }) => format!("killed by {signal} (core dumped)"),
         Some(Exit::Signal { signal, core_dumped: false }) => format!("killed by {signal}"),
         Some(Exit::Unknown) | None => "ended in an unknown way: its exit status was taken by somebody else".to_owned(),
     };
+    match shortage {
+        // It was a SIGKILL, and this says whose.
+        Some(shortage) if status.oom_killed => end = shortage,
+        Some(shortage) => end = format!("{end}, {shortage}"),
+        None => {}
+    }
     match status.stop_reason {
         Some(StopReason::Timeout) => format!("timeout, {end}"),
         Some(StopReason::Requested) => format!("stopped, {end}"),
         Some(_) | None => end,
     }
+}
+
+/// What the out-of-memory killer did to a job with this `memory.max` of its own; `None` if it did nothing.
+pub(crate) fn out_of_memory(status: &Status, memory_max: Option<u64>) -> Option<String> {
+    let memory = status.cgroup_usage.as_ref().and_then(|usage| usage.memory);
+    let events = memory.map(|memory| memory.events).unwrap_or_default();
+    let victims = match (status.oom_killed, events.oom_kill) {
+        (true, _) => "killed".to_owned(),
+        (false, 0) => return None,
+        // Of those that are killed together the kernel counts the first one twice.
+        (false, _) if events.oom_group_kill > 0 => "its processes killed".to_owned(),
+        (false, 1) => "one of its processes killed".to_owned(),
+        (false, killed) => format!("{killed} of its processes killed"),
+    };
+    // Out of memory at another's limit, it has not come up against its own.
+    let is_own = memory.is_none_or(|memory| memory.events.oom > 0);
+    let place = match memory_max.filter(|_| is_own) {
+        Some(max) => format!("at {}", limit(max)),
+        None => "at the limit of a cgroup above, or of the machine".to_owned(),
+    };
+    let peak = memory.and_then(|memory| memory.peak_bytes).map(|peak| format!(", peak {}", bytes(peak)));
+    Some(format!("{victims}: out of memory {place}{}", peak.unwrap_or_default()))
 }
 
 /// What of a job's output is lost; `None` if nothing is.
@@ -124,8 +161,8 @@ pub(crate) fn lost_output(status: &Status) -> Option<String> {
 }
 
 /// The summary of a job for people, in one line.
-pub(crate) fn summary(status: &Status) -> String {
-    let mut text = format!("{} after {}", ending(status), seconds(status.run_time));
+pub(crate) fn summary(status: &Status, memory_max: Option<u64>) -> String {
+    let mut text = format!("{} after {}", ending(status, memory_max), seconds(status.run_time));
     if let Some(usage) = &status.usage {
         let (user, system) = (seconds(usage.user), seconds(usage.system));
         let _ = write!(text, ", cpu {user} user {system} system, max rss {}", bytes(usage.max_rss_bytes));
@@ -135,6 +172,48 @@ pub(crate) fn summary(status: &Status) -> String {
         let _ = write!(text, ", output {output} bytes in {} lines, log {}", status.output.lines, log.display());
     }
     text
+}
+
+/// What a job's whole tree used, and what its limits did to it, for people, in one line. What is not known is left out.
+pub(crate) fn usage_summary(usage: &CgroupUsage) -> String {
+    let CpuUsage { user, system, throttled, .. } = usage.cpu;
+    let mut text = format!("whole tree: cpu {} user {} system", seconds(user), seconds(system));
+    if let Some(throttled) = throttled.filter(|throttled| throttled.throttled_periods > 0) {
+        let percent = throttled.throttled_periods.saturating_mul(100) / throttled.periods.max(1);
+        let _ = write!(text, ", throttled by cpu.max for {} in {percent}% of its periods", seconds(throttled.time));
+    }
+    if let Some(memory) = usage.memory {
+        append_memory(&mut text, &memory);
+    }
+    if let Some(pids) = usage.pids {
+        if let Some(peak) = pids.peak {
+            let _ = write!(text, ", processes peak {peak}");
+        }
+        if pids.max_events > 0 {
+            let _ = write!(text, ", {} refused by pids.max", times(pids.max_events));
+        }
+    }
+    for io in usage.io.iter().flatten() {
+        let (read, written) = (bytes(io.read_bytes), bytes(io.write_bytes));
+        let _ = write!(text, ", disk {}:{} read {read} in {}", io.major, io.minor, io.reads);
+        let _ = write!(text, ", written {written} in {}", io.writes);
+    }
+    text
+}
+
+fn append_memory(text: &mut String, memory: &MemoryUsage) {
+    if let Some(peak) = memory.peak_bytes {
+        let _ = write!(text, ", memory peak {}", bytes(peak));
+    }
+    for (count, what) in [(memory.events.high, "held back by memory.high"), (memory.events.max, "at memory.max")] {
+        if count > 0 {
+            let _ = write!(text, ", {} {what}", times(count));
+        }
+    }
+}
+
+fn times(count: u64) -> String {
+    if count == 1 { "once".to_owned() } else { format!("{count} times") }
 }
 
 /// `1.234s`.
@@ -156,6 +235,11 @@ fn bytes(count: u64) -> String {
     if unit == "bytes" { format!("{whole} {unit}") } else { format!("{whole}.{tenths} {unit}") }
 }
 
+/// As [`bytes`], without the point where nothing is behind it.
+fn limit(count: u64) -> String {
+    bytes(count).replace(".0 ", " ")
+}
+
 /// A text of somebody else's for a message: one line, not too long, nothing that a terminal obeys.
 pub(crate) fn quoted(text: &[u8]) -> String {
     const CHARACTERS_MAX: usize = 200;
@@ -164,6 +248,11 @@ pub(crate) fn quoted(text: &[u8]) -> String {
         Some((end, _)) => format!("{} ...", &escaped[..end]),
         None => escaped,
     }
+}
+
+/// As [`quoted`], for a path.
+pub(crate) fn quoted_path(path: &Path) -> String {
+    quoted(path.as_os_str().as_bytes())
 }
 
 /// The status of a job as JSON.
@@ -177,6 +266,7 @@ pub(crate) struct JobReport {
     exit_code: i32,
     signal: Option<String>,
     core_dumped: bool,
+    oom_killed: bool,
     stop_reason: Option<&'static str>,
     failure: Option<FailureReport>,
     started: Option<String>,
@@ -184,6 +274,7 @@ pub(crate) struct JobReport {
     cpu_user: Option<f64>,
     cpu_system: Option<f64>,
     max_rss_bytes: Option<u64>,
+    cgroup_usage: Option<UsageReport>,
     stdout_bytes: u64,
     stderr_bytes: u64,
     lines: u64,
@@ -214,6 +305,44 @@ pub(crate) struct LineReport<'a> {
     pub(crate) job: JobReport,
 }
 
+/// What a job's whole tree used, as JSON; null is what is not known.
+#[derive(Debug, Serialize)]
+struct UsageReport {
+    cpu_total_seconds: f64,
+    cpu_user_seconds: f64,
+    cpu_system_seconds: f64,
+    cpu_throttled_seconds: Option<f64>,
+    cpu_periods: Option<u64>,
+    cpu_throttled_periods: Option<u64>,
+    memory_peak_bytes: Option<u64>,
+    /// How often it was held back for being above `memory.high`.
+    memory_high_events: Option<u64>,
+    /// How often it was about to go above `memory.max`.
+    memory_max_events: Option<u64>,
+    /// How often it was out of memory.
+    memory_oom_events: Option<u64>,
+    /// Processes that the out-of-memory killer has killed; of those that it killed together the kernel counts the first one twice.
+    memory_oom_kills: Option<u64>,
+    /// How often it has killed all of them together.
+    memory_oom_group_kills: Option<u64>,
+    pids_peak: Option<u64>,
+    /// How often `pids.max` has refused one more.
+    pids_max_events: Option<u64>,
+    io: Option<Vec<IoReport>>,
+}
+
+#[derive(Debug, Serialize)]
+struct IoReport {
+    /// `MAJ:MIN`.
+    device: String,
+    read_bytes: u64,
+    write_bytes: u64,
+    discard_bytes: u64,
+    read_operations: u64,
+    write_operations: u64,
+    discard_operations: u64,
+}
+
 impl JobReport {
     /// A job that has finished. `log` is where its log is now, if it still is.
     pub(crate) fn finished(status: &Status, log: Option<&Path>) -> Self {
@@ -226,6 +355,7 @@ impl JobReport {
             exit_code: status.exit_code,
             signal: status.signal().map(|signal| signal.to_string()),
             core_dumped: matches!(status.exit, Some(Exit::Signal { core_dumped: true, .. })),
+            oom_killed: status.oom_killed,
             stop_reason: status.stop_reason.map(StopReason::as_str),
             failure: status.failure.as_ref().map(FailureReport::of_failure),
             started: Some(humantime::format_rfc3339_millis(status.started).to_string()),
@@ -233,6 +363,7 @@ impl JobReport {
             cpu_user: status.usage.map(|usage| usage.user.as_secs_f64()),
             cpu_system: status.usage.map(|usage| usage.system.as_secs_f64()),
             max_rss_bytes: status.usage.map(|usage| usage.max_rss_bytes),
+            cgroup_usage: status.cgroup_usage.as_ref().map(UsageReport::new),
             stdout_bytes: status.output.stdout_bytes,
             stderr_bytes: status.output.stderr_bytes,
             lines: status.output.lines,
@@ -260,6 +391,7 @@ impl JobReport {
             exit_code: -1,
             signal: None,
             core_dumped: false,
+            oom_killed: false,
             stop_reason: None,
             failure: Some(failure),
             started: None,
@@ -267,6 +399,7 @@ impl JobReport {
             cpu_user: None,
             cpu_system: None,
             max_rss_bytes: None,
+            cgroup_usage: None,
             stdout_bytes: 0,
             stderr_bytes: 0,
             lines: 0,
@@ -282,7 +415,44 @@ impl JobReport {
 
     /// As [`refused`](Self::refused), for an error of `start`.
     pub(crate) fn not_started(error: &StartError) -> Self {
-        Self::refused(with_causes(error), error.failure())
+        Self::refused(in_options(&error.to_string()), error.failure())
+    }
+}
+
+impl UsageReport {
+    fn new(usage: &CgroupUsage) -> Self {
+        let (cpu, memory, pids) = (usage.cpu, usage.memory, usage.pids);
+        Self {
+            cpu_total_seconds: cpu.total.as_secs_f64(),
+            cpu_user_seconds: cpu.user.as_secs_f64(),
+            cpu_system_seconds: cpu.system.as_secs_f64(),
+            cpu_throttled_seconds: cpu.throttled.map(|throttled| throttled.time.as_secs_f64()),
+            cpu_periods: cpu.throttled.map(|throttled| throttled.periods),
+            cpu_throttled_periods: cpu.throttled.map(|throttled| throttled.throttled_periods),
+            memory_peak_bytes: memory.and_then(|memory| memory.peak_bytes),
+            memory_high_events: memory.map(|memory| memory.events.high),
+            memory_max_events: memory.map(|memory| memory.events.max),
+            memory_oom_events: memory.map(|memory| memory.events.oom),
+            memory_oom_kills: memory.map(|memory| memory.events.oom_kill),
+            memory_oom_group_kills: memory.map(|memory| memory.events.oom_group_kill),
+            pids_peak: pids.and_then(|pids| pids.peak),
+            pids_max_events: pids.map(|pids| pids.max_events),
+            io: usage.io.as_ref().map(|devices| devices.iter().map(IoReport::new).collect()),
+        }
+    }
+}
+
+impl IoReport {
+    fn new(usage: &IoUsage) -> Self {
+        Self {
+            device: format!("{}:{}", usage.major, usage.minor),
+            read_bytes: usage.read_bytes,
+            write_bytes: usage.write_bytes,
+            discard_bytes: usage.discard_bytes,
+            read_operations: usage.reads,
+            write_operations: usage.writes,
+            discard_operations: usage.discards,
+        }
     }
 }
 
@@ -292,7 +462,7 @@ impl FailureReport {
             step: Some(failure.step().as_str()),
             path: failure.path().map(|path| path.to_string_lossy().into_owned()),
             errno: Some(failure.errno()).filter(|errno| *errno != 0),
-            message: failure.to_string(),
+            message: in_options(&failure.to_string()),
         }
     }
 }
@@ -307,6 +477,7 @@ pub(crate) fn json_line(value: &impl Serialize) -> Result<Vec<u8>, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use iron_exec::{PidsUsage, Throttled};
 
     #[test]
     fn sizes_are_readable() {
@@ -314,6 +485,45 @@ mod tests {
         {
             assert_eq!(bytes(count), text);
         }
+    }
+
+    #[test]
+    fn a_limit_of_a_whole_number_of_units_is_told_without_a_point() {
+        for (count, text) in [(20 << 20, "20 MiB"), (3 << 19, "1.5 MiB"), (0, "0 bytes"), (10 << 30, "10 GiB")] {
+            assert_eq!(limit(count), text);
+        }
+    }
+
+    #[test]
+    fn the_usage_of_a_tree_is_one_line_without_what_is_not_known() {
+        // The library's values cannot be made here otherwise.
+        let mut usage = CgroupUsage::default();
+        usage.cpu.user = Duration::from_millis(1500);
+        assert_eq!(usage_summary(&usage), "whole tree: cpu 1.500s user 0.000s system");
+        let mut throttled = Throttled::default();
+        (throttled.time, throttled.periods, throttled.throttled_periods) = (Duration::from_secs(3), 40, 30);
+        usage.cpu.throttled = Some(throttled);
+        let mut memory = MemoryUsage::default();
+        (memory.peak_bytes, memory.events.max, memory.events.oom_kill) = (Some(64 << 20), 12, 1);
+        usage.memory = Some(memory);
+        let mut pids = PidsUsage::default();
+        (pids.peak, pids.max_events) = (Some(4), 1);
+        usage.pids = Some(pids);
+        let mut disk = IoUsage::default();
+        (disk.major, disk.read_bytes, disk.reads, disk.writes) = (8, 1 << 20, 5, 0);
+        usage.io = Some(vec![disk]);
+        let text = "whole tree: cpu 1.500s user 0.000s system, throttled by cpu.max for 3.000s in 75% of its periods, memory peak 64.0 MiB, 12 \
+                    times at memory.max, processes peak 4, once refused by pids.max, disk 8:0 read 1.0 MiB in 5, \
+                    written 0 bytes in 0";
+        assert_eq!(usage_summary(&usage), text);
+        let json = serde_json::to_value(UsageReport::new(&usage)).unwrap();
+        assert_eq!((&json["cpu_throttled_seconds"], &json["io"][0]["device"]), (&3.0.into(), &"8:0".into()));
+        assert!(serde_json::to_value(UsageReport::new(&CgroupUsage::default())).unwrap()["memory_peak_bytes"].is_null());
+    }
+
+    #[test]
+    fn advice_names_options_not_methods() {
+        assert_eq!(in_options("(Builder::enable_controllers does it)"), "(--enable-controllers does it)");
     }
 
     #[test]

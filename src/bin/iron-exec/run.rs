@@ -8,6 +8,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use crate::args::{RunArgs, StdinName};
+use crate::leftovers;
 use crate::outlet::{Failing, Fetched, Outlet, write_failure};
 use crate::report::{self, Fault, JobReport, exit};
 use crate::signals::StopRequests;
@@ -20,14 +21,15 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Fault> {
     let (program, arguments) = args.command.split_first().ok_or_else(|| Fault::new("there is no program to run"))?;
     // First of all: from here on no signal ends us and leaves the job behind.
     let requests = StopRequests::listen().map_err(|error| Fault::caused("listening for signals failed", &error))?;
-    let builder = args.worker.builder();
+    let builder = args.worker.builder().accounting(args.stats);
     let mut worker = builder.build().map_err(|error| Fault::caused("preparing to run jobs failed", &error))?;
+    leftovers::kill_if_asked(&args.worker, &mut worker);
     let capture = args.job.capture(args.worker.log_format);
     let command = args.job.apply(Command::new(program).args(arguments), capture, StdinName::Inherit);
     let job = match worker.start(command) {
         Ok(job) => job,
         Err(error) => {
-            report::complain(&format!("running {}: {error}", program.display()));
+            report::complain(&format!("running {}: {}", program.display(), report::in_options(&error.to_string())));
             if args.json {
                 report::say(&report::json_line(&JobReport::not_started(&error))?);
             }
@@ -169,6 +171,7 @@ impl Foreground<'_> {
         // Lets go of the directory of locks, too, before we say that all is over.
         drop(self.worker);
         if let Some(failure) = &status.failure {
+            let failure = report::in_options(&failure.to_string());
             report::complain(&format!("running {}: the job was not started: {failure}", self.args.command[0].display()));
         }
         if let Some(lost) = report::lost_output(&status) {
@@ -184,8 +187,14 @@ impl Foreground<'_> {
             let log = log.map(|log| format!(": all of it is in {}", log.display())).unwrap_or_default();
             report::complain(&format!("the rest of the output was not printed{log}"));
         }
+        let memory_max = self.args.job.limits.memory_max();
         if self.args.stats {
-            report::complain(&report::summary(&status));
+            report::complain(&report::summary(&status, memory_max));
+            if let Some(usage) = &status.cgroup_usage {
+                report::complain(&report::usage_summary(usage));
+            }
+        } else if let Some(shortage) = report::out_of_memory(&status, memory_max) {
+            report::complain(&shortage);
         }
         if self.args.json {
             report::say(&report::json_line(&JobReport::finished(&status, log))?);

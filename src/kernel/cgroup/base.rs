@@ -23,7 +23,7 @@ const MADE_XATTR: &str = "user.iron-exec";
 /// What `/proc/self` says about the hierarchy.
 #[derive(Debug)]
 pub(super) struct View {
-    /// Every mount of it, in the order of `/proc/self/mountinfo`.
+    /// Every mount of it that can be reached, in the order of `/proc/self/mountinfo`.
     mounts: Vec<Cgroup2Mount>,
     /// Our own cgroup, from the root of the hierarchy as we see it; `None` if it is out of our cgroup namespace, or there is none.
     own: Option<PathBuf>,
@@ -34,13 +34,18 @@ impl View {
         let own = kernel_text::own_cgroup(&fs::read("/proc/self/cgroup")?);
         // One that is outside our cgroup namespace has a path that leads upwards.
         let own = own.filter(|own| !own.components().any(|part| part == Component::ParentDir));
-        Ok(Self { mounts: kernel_text::cgroup2_mounts(&fs::read("/proc/self/mountinfo")?), own })
+        let mounts = kernel_text::cgroup2_mounts(&fs::read("/proc/self/mountinfo")?);
+        let is_seen = |at: usize, mount: &Cgroup2Mount| {
+            // Of two at the same place the later one is seen; and something else may be mounted over one, or over a directory above it.
+            !mounts.iter().skip(at + 1).any(|later| later.mount_point == mount.mount_point) && is_cgroup2(&mount.mount_point)
+        };
+        let seen = mounts.iter().enumerate().filter(|(at, mount)| is_seen(*at, mount)).map(|(_, mount)| mount.clone()).collect();
+        Ok(Self { mounts: seen, own })
     }
 
     /// The mount that shows `path`.
     pub(super) fn mount_of(&self, path: &Path) -> Option<&Cgroup2Mount> {
         let shows = |mount: &&Cgroup2Mount| path.starts_with(&mount.mount_point);
-        // Of two at the same place the later one is seen.
         self.mounts.iter().filter(shows).max_by_key(|mount| mount.mount_point.as_os_str().len())
     }
 
@@ -66,7 +71,7 @@ impl View {
         if let Some(own) = self.own_below(mount) {
             // A worker that takes a cgroup over moves this process into a leaf of it.
             let home = if own.file_name() == Some(SUPERVISOR_NAME.as_ref()) { own.parent().unwrap_or(&own) } else { &own };
-            let can_be_base = || rustix::fs::access(home.join("cgroup.kill"), Access::WRITE_OK).is_ok();
+            let can_be_base = || rustix::fs::access(home, Access::WRITE_OK).is_ok() && home.join("cgroup.kill").exists();
             if is_delegated(home) || (take_over && can_be_base()) {
                 return found(home.to_owned());
             }
@@ -93,6 +98,10 @@ fn is_delegated(directory: &Path) -> bool {
     is_marked || (!rustix::process::geteuid().is_root() && is_given())
 }
 
+fn is_cgroup2(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|system| system.f_type as u64 == CGROUP2_SUPER_MAGIC)
+}
+
 /// Opens the base, and makes it if it is not there; says whether a worker made it, this one or another.
 pub(super) fn open_base(base: &Path) -> io::Result<(OwnedFd, bool)> {
     let made = match rustix::fs::mkdir(base, Mode::from_raw_mode(0o755)) {
@@ -114,8 +123,9 @@ pub(super) fn open_base(base: &Path) -> io::Result<(OwnedFd, bool)> {
         // Before Linux 5.7 there are no such marks: then the one that made it has to be the last.
         let _ = rustix::fs::setxattr(base, MADE_XATTR, b"1", XattrFlags::empty());
     }
-    // Linux 5.14 has it; without it a tree could not be killed in one go.
-    let can_kill = rustix::fs::accessat(&directory, "cgroup.kill", Access::WRITE_OK, AtFlags::EACCESS);
+    // Linux 5.14 has it; without it a tree could not be killed in one go. That of the base itself is not written, nor delegated to other users: those of
+    // jobs belong to who makes them.
+    let can_kill = rustix::fs::accessat(&directory, "cgroup.kill", Access::EXISTS, AtFlags::empty());
     if let Err(errno) = can_kill {
         if made {
             let _ = rustix::fs::rmdir(base);

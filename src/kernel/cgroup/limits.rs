@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, AtFlags};
 use rustix::io::Errno;
 
-use super::{CgroupTree, JobCgroup, read_at, write_at};
+use super::{CgroupTree, JobCgroup, write_at};
 use crate::logic::{cgroup_text, kernel_text};
 use crate::model::capabilities::LimitReport;
 use crate::model::limits::{DiskMax, Limits};
@@ -28,14 +28,14 @@ const LIMIT_FILES: [&str; 11] = [
     IO_WEIGHT,
 ];
 
-/// The file by which a cgroup hands controllers down.
-const SUBTREE_CONTROL: &str = "cgroup.subtree_control";
-
 const OOM_GROUP: &str = "memory.oom.group";
 const IO_WEIGHT: &str = "io.weight";
 
 /// The weights of the BFQ scheduler have a file, and a range, of their own.
 const BFQ_WEIGHT: &str = "io.bfq.weight";
+
+/// The controllers that a cgroup hands down.
+const SUBTREE_CONTROL: &str = "cgroup.subtree_control";
 
 /// The controllers that tell what a job has used.
 const ACCOUNTING: [&str; 4] = ["cpu", "memory", "io", "pids"];
@@ -147,21 +147,26 @@ impl CgroupTree {
         Err(LimitFault { path, error, advice })
     }
 
-    /// Has the base hand a controller down; where it was asked for, also the cgroups above. An error comes with its file.
+    /// Has the base hand a controller down; where it was asked for, also the cgroups above, as far as they have it. The error names the file.
     fn enable(&self, controller: &str) -> Result<(), (PathBuf, io::Error)> {
-        let word = format!("+{controller}");
-        let enable = || write_at(&self.directory, SUBTREE_CONTROL, &word);
-        let enabled = match enable() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && self.enables_above => {
-                for directory in self.ancestors() {
-                    let control = directory.join(SUBTREE_CONTROL);
-                    fs::write(&control, &word).map_err(|error| (control, error))?;
+        let hand_down = |directory: &Path| {
+            let control = directory.join(SUBTREE_CONTROL);
+            // The kernel refuses this only for controllers that threads cannot share. With one of the others (cpu, cpuset, pids) such a cgroup would become
+            // the root of a threaded subtree (cgroups(7)), and none of those in it could take a process any more.
+            let is_refused = lists(directory, "cgroup.controllers", controller) && why_nothing_is_handed_down(directory).is_some();
+            let handed_down = if is_refused { Err(Errno::BUSY.into()) } else { fs::write(&control, format!("+{controller}")) };
+            handed_down.map_err(|error| (control, error))
+        };
+        match hand_down(&self.base) {
+            Err((_, error)) if error.kind() == io::ErrorKind::NotFound && self.enables_above => {
+                // What hands it down already need not be ours to write.
+                for directory in self.ancestors().into_iter().filter(|directory| !lists(directory, SUBTREE_CONTROL, controller)) {
+                    hand_down(directory)?;
                 }
-                enable()
+                hand_down(&self.base)
             }
             enabled => enabled,
-        };
-        enabled.map_err(|error| (self.base.join(SUBTREE_CONTROL), error))
+        }
     }
 
     /// Enables what tells what jobs have used, as far as it can be had.
@@ -187,7 +192,7 @@ impl CgroupTree {
     /// Why the limit of this file cannot be had, and what to do about it; `None` if it can, as far as can be seen.
     fn why_missing(&self, file: &'static str) -> Option<String> {
         let controller = controller_of(file);
-        let has = |directory: &Path, list| words_of(directory, list).iter().any(|word| word == controller);
+        let has = |directory: &Path, list| lists(directory, list, controller);
         if has(&self.base, "cgroup.controllers") {
             let exists = |file| rustix::fs::accessat(&self.directory, file, Access::EXISTS, AtFlags::empty()).is_ok();
             if file == IO_WEIGHT && !exists(IO_WEIGHT) && !exists(BFQ_WEIGHT) {
@@ -199,20 +204,14 @@ impl CgroupTree {
             if has(&self.base, SUBTREE_CONTROL) {
                 return None;
             }
-            let base = self.base.display();
             let control = rustix::fs::accessat(&self.directory, SUBTREE_CONTROL, Access::WRITE_OK, AtFlags::EACCESS);
             if control.is_err() {
+                let base = self.base.display();
                 return Some(format!(
                     "{base}/{SUBTREE_CONTROL} cannot be written: have the cgroup delegated to this user, that file included"
                 ));
             }
-            // A cgroup with processes of its own hands nothing down.
-            return read_at(&self.directory, "cgroup.procs").is_ok_and(|procs| !procs.is_empty()).then(|| {
-                format!(
-                    "{base} holds processes of its own, so it cannot hand controllers down (\"no internal processes\"): use \
-                     Builder::take_over_cgroup, or move them to another cgroup"
-                )
-            });
+            return why_nothing_is_handed_down(&self.base);
         }
         let mut above = self.ancestors().into_iter();
         if let Some(top) = above.next() {
@@ -221,6 +220,9 @@ impl CgroupTree {
             }
             for directory in std::iter::once(top).chain(above) {
                 if !has(directory, SUBTREE_CONTROL) {
+                    if let Some(reason) = why_nothing_is_handed_down(directory) {
+                        return Some(reason);
+                    }
                     let advice = if self.enables_above { "that failed" } else { "Builder::enable_controllers does it" };
                     return Some(format!(
                         "the controller {controller} is not enabled above the base: write \"+{controller}\" to {}/{SUBTREE_CONTROL} ({advice})",
@@ -250,8 +252,21 @@ fn why_not_in_hierarchy(controller: &str, top: &Path) -> String {
     }
 }
 
-fn words_of(directory: &Path, file: &str) -> Vec<String> {
-    fs::read(directory.join(file)).map(|text| cgroup_text::words(&text)).unwrap_or_default()
+/// Why a cgroup cannot hand controllers down: it has processes of its own. Only the root of the hierarchy, which has no `cgroup.kill`, may.
+fn why_nothing_is_handed_down(directory: &Path) -> Option<String> {
+    let holds_processes = fs::read(directory.join("cgroup.procs")).is_ok_and(|procs| !procs.is_empty());
+    (holds_processes && directory.join("cgroup.kill").exists()).then(|| {
+        format!(
+            "{} holds processes of its own, so it cannot hand controllers down (\"no internal processes\"): use Builder::take_over_cgroup, or \
+             move them to another cgroup",
+            directory.display()
+        )
+    })
+}
+
+/// Whether a file of a cgroup, a list of words, has this one.
+fn lists(directory: &Path, file: &str, wanted: &str) -> bool {
+    fs::read(directory.join(file)).is_ok_and(|text| cgroup_text::words(&text).iter().any(|word| word == wanted))
 }
 
 /// The controller that a file belongs to.
