@@ -31,6 +31,7 @@
 //! - [`LogStream`]: a job's exact output while it runs; [`LogReader`]: a log file from another process, or long after.
 //! - [`Worker`] is [`AsFd`](std::os::fd::AsFd): put it into the loop that you have.
 //! - [`framing`]: the line splitter and the log format by themselves.
+//! - [`Limits`]: what a job may use; [`Worker::usage`]: what it has used; [`guide::limits`]: how to have them, and what they do.
 //! - [`guide::spawning`]: how a job is started, and why that is safe.
 //!
 //! # What it does not do

@@ -1,3 +1,4 @@
 //! Longer texts: why things are as they are. Nothing to call.
 
+pub mod limits;
 pub mod spawning;

@@ -132,7 +132,7 @@
 //! - An exec that fails *past the point of no return* (the old memory is gone, the new program cannot be set up) ends in a SIGSEGV of the kernel's, and
 //!   cannot be told from a program that crashes at its first instruction. A child that is killed *before* that point can: its start has failed
 //!   ([`Step::Killed`](crate::Step::Killed)), the job has not run.
-//! - The rules look at `memory.max` and `memory.oom.group` when the job is started. Whoever sets one, in the moment between the clone and the exec, on a
+//! - The rules look at `memory.max`, `memory.high`, `memory.oom.group` and `cpu.max` above when the job is started. Whoever sets one, in the moment between the clone and the exec, on a
 //!   cgroup that is at its limit, is not protected from what that does. Nor does it look at `cpuset.mems` above, which on a machine of many memory nodes
 //!   can run out of them.
 //! - Where the host's cgroup is, is looked at when the worker is built: move the host first, then build.

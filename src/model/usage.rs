@@ -69,7 +69,7 @@ pub struct MemoryEvents {
     pub max: u64,
     /// How often it was out of memory: an allocation was about to fail.
     pub oom: u64,
-    /// Processes that the out-of-memory killer has killed.
+    /// Processes that the out-of-memory killer has killed. One that is killed twice, first by itself and then with its whole group, is counted twice.
     pub oom_kill: u64,
     /// How often it has killed all of them at once, by `memory.oom.group` (Linux 5.17).
     pub oom_group_kill: u64,
