@@ -628,6 +628,8 @@ fn a_child_that_nothing_can_end_keeps_its_slot_and_its_worker_goes_all_the_same(
         let (maps, leaked) = (Maps::take(), leaked_slots());
         let program = dead.directory.path().join("program");
         // The first one that asks can be killed; the next waits for its turn to ask, and cannot.
+        // (Run once before: one that waits for its own pages would look as if it was held.)
+        assert!(process::Command::new("stat").arg("/").stdout(Stdio::null()).status().unwrap().success());
         let mut first = process::Command::new("stat").arg(&program).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         wait_until("the first is held", || is_held(first.id() as i32));
         let mut worker = host.builder().confirm(false).drain_total_max(Duration::from_millis(200)).build().unwrap();
