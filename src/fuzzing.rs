@@ -23,6 +23,10 @@ pub fn ends_before_exec(stat: &[u8]) -> bool {
     kernel_text::ends_before_exec(stat)
 }
 
+pub fn is_past_exec(stat: &[u8]) -> bool {
+    kernel_text::is_past_exec(stat)
+}
+
 pub fn device_number(dev: &[u8]) -> Option<(u32, u32)> {
     kernel_text::device_number(dev)
 }

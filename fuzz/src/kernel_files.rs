@@ -144,6 +144,7 @@ fn read_any_text(text: &[u8]) {
     if let Some(bracket) = text.iter().rposition(|&byte| byte == b')') {
         assert_eq!(read::ends_before_exec(&[b"1 (", &text[bracket..]].concat()), read::ends_before_exec(text), "the name must not matter");
     }
+    assert!(!(read::ends_before_exec(text) && read::is_past_exec(text)), "a process has executed its program, or has not");
     let words: Vec<_> = lines.iter().flat_map(|line| read::words(line)).collect();
     assert_eq!(read::words(text), words);
     assert_eq!(read::words(words.join(" ").as_bytes()), words);
@@ -169,7 +170,8 @@ fn render_and_read_back(input: &mut Unstructured<'_>) -> Result<()> {
         8 => {
             let flags: u32 = input.arbitrary()?;
             let stat = [b"42 (", chunk(input)?, format!(") Z 1 42 42 0 -1 {flags} 7 0\n").as_bytes()].concat();
-            same(read::ends_before_exec, &stat, &(flags & 0x44 == 0x44))
+            same(read::ends_before_exec, &stat, &(flags & 0x44 == 0x44))?;
+            same(read::is_past_exec, &stat, &(flags & 0x40 == 0))
         }
         _ => {
             let words = many(input, word)?;
