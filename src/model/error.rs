@@ -235,7 +235,6 @@ impl StartFailure {
                 "a file descriptor's number is not below the limit of open files of this process: raise RLIMIT_NOFILE"
             }
             (Step::Clone, errno::EAGAIN) => "a limit on processes was reached: see RLIMIT_NPROC, pids.max and kernel.pid_max",
-            (Step::Limit, errno::EINVAL | errno::ERANGE) => "the kernel does not take this value here",
             (Step::Slot, errno::ECANCELED) => "the job was stopped before it was started",
             (Step::Exec, errno::EAGAIN) => "the user is at its limit of processes: see RLIMIT_NPROC",
             (Step::Exec, errno::E2BIG) => "the arguments and environment are larger than the kernel takes: see RLIMIT_STACK and execve(2)",
@@ -529,7 +528,6 @@ pub(crate) mod errno {
     pub(crate) const EINVAL: i32 = 22;
     pub(crate) const ENFILE: i32 = 23;
     pub(crate) const EMFILE: i32 = 24;
-    pub(crate) const ERANGE: i32 = 34;
     pub(crate) const ENOSYS: i32 = 38;
     pub(crate) const EOPNOTSUPP: i32 = 95;
     pub(crate) const ECANCELED: i32 = 125;

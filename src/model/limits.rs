@@ -97,13 +97,14 @@ impl Limits {
         self
     }
 
-    /// The CPUs that the job may run on, as the kernel lists them: "0-3,7". Empty: those of the cgroup above. (`cpuset.cpus`, of the controller "cpuset".)
+    /// The CPUs that the job may run on, as the kernel lists them: "0-3,7". Empty: those of the cgroup above; older kernels (6.1, say) refuse to go back to
+    /// that while the job runs. (`cpuset.cpus`, of the controller "cpuset".)
     pub fn cpuset_cpus(mut self, list: impl Into<String>) -> Self {
         self.cpuset_cpus = Some(list.into());
         self
     }
 
-    /// The memory nodes that the job may use, as the kernel lists them: "0,2". Empty: those of the cgroup above. (`cpuset.mems`, of the controller
+    /// The memory nodes that the job may use, as the kernel lists them: "0,2". Empty: as for [`cpuset_cpus`](Self::cpuset_cpus). (`cpuset.mems`, of the controller
     /// "cpuset".)
     pub fn cpuset_mems(mut self, list: impl Into<String>) -> Self {
         self.cpuset_mems = Some(list.into());

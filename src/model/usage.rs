@@ -103,7 +103,7 @@ pub struct IoUsage {
 pub struct PidsUsage {
     /// How many there are: `pids.current`.
     pub current: u64,
-    /// The most there ever were: `pids.peak` (Linux 6.11).
+    /// The most there ever were: `pids.peak` (Linux 6.1).
     pub peak: Option<u64>,
     /// How often `pids.max` has refused one more: `pids.events`.
     pub max_events: u64,

@@ -142,6 +142,11 @@ impl CgroupTree {
         };
         let advice = match Errno::from_io_error(&error) {
             Some(Errno::NOENT | Errno::BUSY | Errno::ACCESS | Errno::PERM | Errno::OPNOTSUPP) => self.why_missing(file),
+            Some(Errno::INVAL | Errno::RANGE) => Some("the kernel does not take this value here".to_owned()),
+            Some(Errno::NOSPC) if controller == "cpuset" => Some(
+                "this kernel does not let a cgroup that holds processes go back to an empty list: write out what the cgroup above has"
+                    .to_owned(),
+            ),
             _ => None,
         };
         Err(LimitFault { path, error, advice })
