@@ -35,8 +35,9 @@ use crate::model::status::{Exit, ResourceUsage, Status, StopReason};
 use crate::model::usage::{CgroupUsage, MemoryEvents};
 use crate::outputs::{Outputs, Readiness};
 
-/// When to look again at a cgroup that was not empty although its job had ended, before its notice is waited for: those come up to 10 ms late.
-const TREE_LOOKS: [Duration; 2] = [Duration::from_micros(200), Duration::from_millis(2)];
+/// When to look again at a cgroup that was not empty although its job had ended, before its notice is waited for. The kernel holds one back for some 10 ms
+/// after another, and forgets it if somebody else removes the cgroup meanwhile: the last look comes after that time.
+const TREE_LOOKS: [Duration; 3] = [Duration::from_micros(200), Duration::from_millis(2), Duration::from_millis(25)];
 
 /// How long a start waits for a spawn slot before it takes a rung that needs none: children that cannot come off (a hung file system, a frozen cgroup)
 /// are not to hold up the others.
@@ -576,6 +577,9 @@ impl Job {
         } else {
             self.tree_looks += 1;
             self.look_again(removed.is_ok(), lent);
+            if self.is_tree_stuck(lent) {
+                let _ = self.feed(Input::TreeStuck, lent);
+            }
         }
     }
 
@@ -1063,7 +1067,12 @@ impl Job {
         }
         self.tree_looks = 0;
         self.look_again(true, lent);
-        Input::TreeLeft
+        if self.is_tree_stuck(lent) { Input::TreeStuck } else { Input::TreeLeft }
+    }
+
+    /// Whether no process is left in a cgroup that could not be removed. (Or not any more: then the next look removes it.)
+    fn is_tree_stuck(&self, lent: &Lent<'_>) -> bool {
+        self.with_cgroup(lent, CgroupTree::is_populated) == Some(false)
     }
 
     /// Arms the next look at a cgroup that is not empty; after the last one its notice has to come.

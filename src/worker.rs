@@ -190,9 +190,9 @@ impl Worker {
         found.cgroup_usage(self.host.cgroup_missing.as_deref(), self.reactor.cgroups.as_ref())
     }
 
-    /// Freezes all processes of a job (`cgroup.freeze`): they get no CPU time, and hear no signal but SIGKILL, until [`thaw`](Self::thaw).
-    /// [`Event::Frozen`](crate::Event::Frozen) tells when all of them are. A [`stop`](Self::stop) kills a frozen job all the same; a signal, and with it a gentle
-    /// stop, reaches it once it is thawed.
+    /// Freezes all processes of a job (`cgroup.freeze`): they get no CPU time until [`thaw`](Self::thaw). [`Event::Frozen`](crate::Event::Frozen) tells when all of
+    /// them are. A [`stop`](Self::stop) kills a frozen job all the same. A signal, and with it a gentle stop, ends those for which that is the signal's default;
+    /// those that handle it hear of it once they are thawed.
     ///
     /// # Errors
     /// [`JobError::NotFound`]; [`JobError::NoCgroup`]; [`JobError::Ended`] if nothing is left of the job; [`JobError::Io`].

@@ -25,6 +25,8 @@ pub(crate) enum Input {
     TreeGone,
     /// The cgroup is not empty yet.
     TreeLeft,
+    /// No process is left in the cgroup, but it cannot be removed: others are nested in it too deep.
+    TreeStuck,
     /// There is no cgroup: nobody knows what is left of the tree.
     TreeUntracked,
     /// Kill the tree.
@@ -227,6 +229,7 @@ impl Lifecycle {
             | Input::OutputsQuiet
             | Input::TreeGone
             | Input::TreeLeft
+            | Input::TreeStuck
             | Input::TreeUntracked
             | Input::Stop(_)
             | Input::StopGently(..)
@@ -261,7 +264,7 @@ impl Lifecycle {
             },
             Input::Deadline(Timer::Grace) => self.kill(StopReason::Requested, Action::KillTree),
             // The main process stands in its cgroup, so that is not empty; a privileged job may have left it. Its exit decides.
-            Input::TreeGone | Input::TreeLeft | Input::TreeUntracked => Actions::default(),
+            Input::TreeGone | Input::TreeLeft | Input::TreeStuck | Input::TreeUntracked => Actions::default(),
             Input::Executed | Input::NotSpawned | Input::OutputsQuiet | Input::Deadline(Timer::DrainIdle | Timer::DrainTotal) => {
                 Actions::default()
             }
@@ -282,6 +285,7 @@ impl Lifecycle {
             | Input::OutputsQuiet
             | Input::TreeGone
             | Input::TreeLeft
+            | Input::TreeStuck
             | Input::TreeUntracked
             | Input::Deadline(Timer::DrainIdle | Timer::DrainTotal) => Actions::default(),
         }
@@ -307,6 +311,11 @@ impl Lifecycle {
                 self.settle()
             }
             Input::TreeLeft => self.limit_drain(),
+            Input::TreeStuck => {
+                // There is nobody to wait for, nor to kill.
+                self.killed = true;
+                self.limit_drain()
+            }
             Input::Stop(reason) => self.kill(reason, Action::EndTree { kill: true }),
             Input::StopGently(reason, signal, grace) => self.stop_gently(reason, signal, grace),
             // Where the rest of the tree is waited for, it has to keep the time; elsewhere the main process has kept it.
@@ -465,6 +474,16 @@ mod tests {
         assert!(!job.is_draining_by_deadline());
         assert_eq!(after(&mut job, &[Input::OutputsClosed]), []);
         assert_eq!(after(&mut job, &[Input::TreeGone]), [Action::Finish]);
+    }
+
+    #[test]
+    fn a_cgroup_that_is_empty_but_cannot_go_is_not_waited_for_without_end() {
+        let mut job = job(TreePolicy::Wait);
+        after(&mut job, &[Input::Executed, Input::OutputsClosed, OK, Input::TreeLeft]);
+        assert_eq!(after(&mut job, &[Input::TreeStuck]), [Action::ArmDrain]);
+        assert_eq!(after(&mut job, &[Input::TreeStuck]), []);
+        assert_eq!(after(&mut job, &[Input::Deadline(Timer::DrainTotal)]), [Action::Finish]);
+        assert!(job.tree_is_left() && job.stop_reason().is_none());
     }
 
     #[test]
