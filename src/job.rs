@@ -555,8 +555,9 @@ impl Job {
             Watched::Tree => self.on_tree_notice(lent),
             Watched::Memory => self.look_at_memory(lent),
             Watched::Pids => {
-                let count = self.with_cgroup(lent, CgroupTree::pids_max_events).unwrap_or(0);
-                self.note_pids(count, lent);
+                if let Some(count) = self.with_cgroup(lent, CgroupTree::pids_max_events) {
+                    self.note_pids(count, lent);
+                }
             }
         }
     }

@@ -172,7 +172,8 @@ impl Worker {
 
     /// Sets limits of a job that runs. What `limits` does not name stays as it is; see [`Limits`] for how a limit is lifted.
     ///
-    /// A `memory.max` below what the job uses has the kernel take memory back from it, and kill if that is not enough.
+    /// A `memory.max` below what the job uses has the kernel take memory back from it, and kill if that is not enough; before Linux 6.15 it does so before this
+    /// returns.
     ///
     /// # Errors
     /// [`JobError::NotFound`]; [`JobError::NoCgroup`]; [`JobError::Starting`] as long as the program has not been executed; [`JobError::Ended`] if nothing is
@@ -241,7 +242,7 @@ impl Worker {
     /// What could not be removed is still among the [`leftovers`](Self::leftovers).
     ///
     /// # Errors
-    /// If the base cannot be read, or a cgroup not be killed or removed; the others are, all the same.
+    /// If the base cannot be read, or the kernel refuses to kill or remove a cgroup; the others are, all the same. That the time was too short is no error.
     pub fn kill_leftovers(&mut self, timeout: Duration) -> io::Result<()> {
         self.reactor.cgroups.as_mut().map_or(Ok(()), |tree| tree.kill_leftovers(timeout))
     }

@@ -770,3 +770,24 @@ fn which_limits_can_be_had_is_true_for_a_user_too() {
         assert_contains(reason("cpu.max"), &["the controller cpu is not enabled above the base"]);
     });
 }
+
+#[test]
+fn a_base_behind_a_link_has_no_files_made_beside_the_link() {
+    let host = Host::new();
+    if host.has_no_cgroups() {
+        return;
+    }
+    fs::create_dir(host.base.as_ref().unwrap()).unwrap();
+    let beside = tempfile::tempdir().unwrap();
+    let link = beside.path().join("link");
+    std::os::unix::fs::symlink(host.base.as_ref().unwrap(), &link).unwrap();
+    let mut worker = host.builder().cgroup_base(CgroupBase::Path(link)).enable_controllers(true).build().unwrap();
+    // Whether the limits can be had or not.
+    for limits in [Limits::new().memory_max(1 << 30), Limits::new().pids_max(100)] {
+        if let Ok(job) = worker.start(Command::new("true").limits(limits)) {
+            assert!(finish(&mut worker, job).success());
+        }
+    }
+    assert_eq!(fs::read_dir(beside.path()).unwrap().count(), 1);
+    assert!(!Path::new("/cgroup.subtree_control").exists());
+}

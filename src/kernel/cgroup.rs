@@ -9,12 +9,13 @@ mod usage;
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::path::Arg;
 use uuid::Uuid;
 
 use self::above::{Above, cgroups_above};
@@ -50,6 +51,8 @@ pub(crate) struct CgroupTree {
     above: Option<Vec<Above>>,
     /// Whether a controller that the base does not have may be asked for further up.
     enables_above: bool,
+    /// Whether the controllers that tell what a job has used are enabled for every job.
+    accounting: bool,
     /// A descriptor in reserve: a tree is killed also when this process, or the machine, can open no more files.
     spare: Option<OwnedFd>,
 }
@@ -96,22 +99,20 @@ impl CgroupTree {
     }
 
     fn open(mut view: View, mount: PathBuf, base: PathBuf, settings: &Settings, worker: Uuid) -> io::Result<Self> {
-        let mut tries = OPEN_TRIES;
-        let (directory, is_own, lock) = loop {
-            tries -= 1;
-            let opened = base::open_base(&base).and_then(|(directory, is_own)| {
-                let lock = WorkerLock::take(directory.as_fd(), worker)?;
-                Ok((directory, is_own, lock))
-            });
-            match opened {
-                // Another worker, ending, has removed the base that we share.
-                Err(error) if is_gone(&error) && tries > 0 => {}
-                opened => break opened?,
-            }
-        };
+        let (directory, is_own, lock) = open_locked(&base, worker)?;
         // It is a tree from here on: one that is not finished goes, with what it made.
         let enables_above = settings.enable_controllers;
-        let mut tree = Self { mount, base, directory, is_own, lock: Some(lock), above: None, enables_above, spare: None };
+        let mut tree = Self {
+            mount,
+            base,
+            directory,
+            is_own,
+            lock: Some(lock),
+            above: None,
+            enables_above,
+            accounting: settings.accounting,
+            spare: None,
+        };
         tree.spare = Some(rustix::io::fcntl_dupfd_cloexec(&tree.directory, 3)?);
         if settings.take_over_cgroup {
             base::take_over(&view, &tree.base, &tree.directory)?;
@@ -139,9 +140,30 @@ impl CgroupTree {
     }
 
     /// Makes a job's cgroup, without limits yet.
-    pub(crate) fn make(&self, name: &str) -> io::Result<JobCgroup> {
-        rustix::fs::mkdirat(&self.directory, name, Mode::from_raw_mode(0o755))?;
+    pub(crate) fn make(&mut self, name: &str) -> io::Result<JobCgroup> {
+        let mode = Mode::from_raw_mode(0o755);
+        match rustix::fs::mkdirat(&self.directory, name, mode) {
+            Err(Errno::NOENT | Errno::NODEV) => {
+                self.make_base_again()?;
+                rustix::fs::mkdirat(&self.directory, name, mode)?;
+            }
+            made => made?,
+        }
         Ok(JobCgroup::named(name))
+    }
+
+    /// Somebody has removed the base, and our lock in it: no job is left in it. It is made again, with a lock.
+    fn make_base_again(&mut self) -> io::Result<()> {
+        let worker = self.lock.as_ref().map(WorkerLock::worker).ok_or(Errno::NOENT)?;
+        let (directory, is_own, lock) = open_locked(&self.base, worker)?;
+        (self.directory, self.is_own, self.lock) = (directory, is_own, Some(lock));
+        self.spare = rustix::io::fcntl_dupfd_cloexec(&self.directory, 3).ok();
+        // Out of sight counts as limited.
+        self.above = View::take().and_then(|view| cgroups_above(&view, &self.base)).unwrap_or(None);
+        if self.accounting {
+            self.enable_accounting();
+        }
+        Ok(())
     }
 
     /// What limits the cgroups above the jobs' own, as far as they are not above the host's.
@@ -188,8 +210,8 @@ impl CgroupTree {
     /// Removes the job's cgroup, and those that the job has made inside it. `false`: processes are left in it.
     pub(crate) fn remove(&self, cgroup: &JobCgroup) -> io::Result<bool> {
         match rustix::fs::unlinkat(&self.directory, &*cgroup.name, AtFlags::REMOVEDIR) {
-            // Somebody else has removed it: just as well.
-            Ok(()) | Err(Errno::NOENT) => return Ok(true),
+            // Somebody else has removed it, or is about to: just as well.
+            Ok(()) | Err(Errno::NOENT | Errno::NODEV) => return Ok(true),
             Err(Errno::BUSY) => {}
             Err(errno) => return Err(errno.into()),
         }
@@ -206,7 +228,7 @@ impl CgroupTree {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let events = match rustix::fs::openat(&self.directory, cgroup.file("cgroup.events"), flags, Mode::empty()) {
             Ok(events) => events,
-            Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::NOENT | Errno::NODEV) => return Ok(()),
             Err(errno) => return Err(errno.into()),
         };
         let mut content = [0_u8; 256];
@@ -248,6 +270,23 @@ impl Drop for CgroupTree {
     }
 }
 
+/// Opens the base, or makes it, and takes this worker's lock in it; says also whether the base is one of workers only.
+fn open_locked(base: &Path, worker: Uuid) -> io::Result<(OwnedFd, bool, WorkerLock)> {
+    let mut tries = OPEN_TRIES;
+    loop {
+        tries -= 1;
+        let opened = base::open_base(base).and_then(|(directory, is_own)| {
+            let lock = WorkerLock::take(directory.as_fd(), worker)?;
+            Ok((directory, is_own, lock))
+        });
+        match opened {
+            // Another worker, ending, has removed the base that we share.
+            Err(error) if is_gone(&error) && tries > 0 => {}
+            opened => return opened,
+        }
+    }
+}
+
 /// A job's own cgroup, by name below the base.
 #[derive(Clone, Debug)]
 pub(crate) struct JobCgroup {
@@ -265,7 +304,7 @@ impl JobCgroup {
 }
 
 /// Writes a file whole. Not blocking: from Linux 6.15 on a limit on memory is then set without its writer reclaiming what is too much.
-fn write_at(directory: impl AsFd, name: &str, value: &str) -> io::Result<()> {
+fn write_at(directory: impl AsFd, name: impl Arg, value: &str) -> io::Result<()> {
     let file = rustix::fs::openat(directory, name, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
     rustix::io::retry_on_intr(|| rustix::io::write(&file, value.as_bytes()))?;
     Ok(())
@@ -299,17 +338,17 @@ fn remove_nested(parent: BorrowedFd<'_>, name: &CStr, depth: usize) -> io::Resul
     }
     let directory = match rustix::fs::openat(parent, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
         Ok(directory) => directory,
-        Err(Errno::NOENT) => return Ok(true),
+        Err(Errno::NOENT | Errno::NODEV) => return Ok(true),
         Err(errno) => return Err(errno.into()),
     };
     let entries = match Dir::read_from(&directory) {
         // Somebody else has removed it just now.
-        Err(Errno::NOENT) => return Ok(true),
+        Err(Errno::NOENT | Errno::NODEV) => return Ok(true),
         entries => entries?,
     };
     for entry in entries {
         let entry = match entry {
-            Err(Errno::NOENT) => return Ok(true),
+            Err(Errno::NOENT | Errno::NODEV) => return Ok(true),
             entry => entry?,
         };
         let nested = entry.file_name();
@@ -319,7 +358,7 @@ fn remove_nested(parent: BorrowedFd<'_>, name: &CStr, depth: usize) -> io::Resul
         }
     }
     match rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
-        Ok(()) | Err(Errno::NOENT) => Ok(true),
+        Ok(()) | Err(Errno::NOENT | Errno::NODEV) => Ok(true),
         Err(Errno::BUSY) => Ok(false),
         Err(errno) => Err(errno.into()),
     }

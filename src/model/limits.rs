@@ -164,7 +164,8 @@ impl Limits {
 
     /// Whether the out-of-memory killer is to take the whole job; `None`: nothing is to be written.
     pub(crate) fn oom_group(&self) -> Option<bool> {
-        let limits_memory = self.memory_max.or(self.memory_high).or(self.memory_swap_max).is_some();
+        let limits_memory =
+            [self.memory_max, self.memory_high, self.memory_swap_max].into_iter().flatten().any(|bytes| bytes != Self::UNLIMITED);
         self.memory_oom_group.or(limits_memory.then_some(true))
     }
 
@@ -388,6 +389,7 @@ mod tests {
     fn the_whole_job_is_taken_where_memory_is_limited_unless_it_is_said() {
         assert_eq!(Limits::new().oom_group(), None);
         assert_eq!(Limits::new().cpu_max(1.0).oom_group(), None);
+        assert_eq!(Limits::new().memory_max(Limits::UNLIMITED).oom_group(), None);
         assert_eq!(Limits::new().memory_high(1).oom_group(), Some(true));
         assert_eq!(Limits::new().memory_max(1).memory_oom_group(false).oom_group(), Some(false));
         assert_eq!(Limits::new().memory_oom_group(true).oom_group(), Some(true));

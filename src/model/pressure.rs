@@ -66,7 +66,7 @@ impl Pressure {
     /// Whether the kernel may take it.
     pub(crate) fn is_valid(&self) -> bool {
         (Duration::from_millis(500)..=Duration::from_secs(10)).contains(&self.window)
-            && !self.threshold.is_zero()
+            && self.threshold >= Duration::from_micros(1)
             && self.threshold <= self.window
     }
 

@@ -153,5 +153,5 @@ pub(super) fn take_over(view: &View, base: &Path, directory: &OwnedFd) -> io::Re
         Err(errno) => return Err(errno.into()),
     }
     // 0 is whoever writes it, with all its threads.
-    write_at(directory, &format!("{SUPERVISOR_NAME}/cgroup.procs"), "0")
+    write_at(directory, format!("{SUPERVISOR_NAME}/cgroup.procs"), "0")
 }

@@ -15,8 +15,14 @@ use crate::model::leftover::Leftover;
 /// What a worker's lock is called, before its id: an empty cgroup whose directory it has locked. No job's cgroup begins with a dot.
 const LOCK_PREFIX: &str = ".worker_";
 
-/// Attempts to make a lock while somebody clears left-overs away.
-const LOCK_TRIES: usize = 16;
+/// Attempts to make a lock while somebody clears left-overs away, or looks whether it is locked.
+const LOCK_TRIES: usize = 200;
+
+/// How long to let somebody look: that takes microseconds, unless they are forking.
+const LOOK_TIME: Duration = Duration::from_millis(1);
+
+/// The longest time that left-overs are waited for: what is longer might not fit the clock.
+const KILL_TIME_MAX: Duration = Duration::from_hours(365 * 24);
 
 /// A worker's lock in its base.
 #[derive(Debug)]
@@ -38,12 +44,17 @@ impl WorkerLock {
             // Until it is locked it looks like that of a dead worker, and may be cleared away.
             match lock(base, &name, FlockOperation::NonBlockingLockExclusive) {
                 Ok(Some(locked)) if is_same(base, &name, &locked) => return Ok(Self { name, worker, _locked: locked }),
-                Ok(_) => {}
+                Ok(Some(_)) => {}
+                Ok(None) => std::thread::sleep(LOOK_TIME),
                 Err(error) if is_gone(&error) => {}
                 Err(error) => return Err(error),
             }
         }
-        Err(io::Error::other(format!("the worker's lock {name} is removed again and again")))
+        Err(io::Error::other(format!("the worker's lock {name} is removed again and again, or locked by somebody else")))
+    }
+
+    pub(super) fn worker(&self) -> Uuid {
+        self.worker
     }
 }
 
@@ -62,6 +73,15 @@ fn lock(base: BorrowedFd<'_>, name: &str, operation: FlockOperation) -> io::Resu
 fn is_same(base: BorrowedFd<'_>, name: &str, opened: &OwnedFd) -> bool {
     let (there, ours) = (rustix::fs::statat(base, name, AtFlags::SYMLINK_NOFOLLOW), rustix::fs::fstat(opened));
     matches!((there, ours), (Ok(there), Ok(ours)) if there.st_ino == ours.st_ino)
+}
+
+/// What stands in a base.
+#[derive(Debug, Default)]
+struct Listed {
+    /// The locks of workers, by name and id.
+    locks: Vec<(String, Uuid)>,
+    /// As in [`Found`].
+    jobs: Vec<(String, String, Uuid)>,
 }
 
 /// What a look into a base finds.
@@ -98,7 +118,7 @@ impl CgroupTree {
 
     /// Kills what is left of dead workers, waits up to `timeout` in all for its end, and removes it. What it could not remove is still to be found.
     pub(crate) fn kill_leftovers(&mut self, timeout: Duration) -> io::Result<()> {
-        let deadline = Instant::now() + timeout;
+        let deadline = Instant::now() + timeout.min(KILL_TIME_MAX);
         let found = self.look()?;
         let mut outcome = Ok(());
         let cgroups: Vec<JobCgroup> = found.left_over().map(|(name, ..)| JobCgroup::named(name)).collect();
@@ -117,7 +137,7 @@ impl CgroupTree {
             outcome = outcome.and(removed);
         }
         for (name, worker) in &found.dead {
-            self.remove_lock(name, *worker)?;
+            outcome = outcome.and(self.remove_lock(name, *worker));
         }
         outcome
     }
@@ -147,32 +167,43 @@ impl CgroupTree {
     }
 
     fn has_jobs_of(&self, worker: Uuid) -> io::Result<bool> {
-        Ok(self.look()?.jobs.iter().any(|(_, _, job)| ids::are_of_one_maker(worker, *job)))
+        Ok(self.list()?.jobs.iter().any(|(_, _, job)| ids::are_of_one_maker(worker, *job)))
     }
 
     fn look(&self) -> io::Result<Found> {
+        let Listed { locks, jobs } = self.list()?;
+        let mut found = Found { jobs, ..Found::default() };
+        // Not before all jobs are listed: a worker locks its lock before it makes one, so a lock that is free by then is not that of a new worker with jobs.
+        for (name, worker) in locks {
+            match lock(self.directory.as_fd(), &name, FlockOperation::NonBlockingLockShared) {
+                Ok(Some(_)) => found.dead.push((name, worker)),
+                Ok(None) => found.live.push(worker),
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+
+    /// What is called like a lock or a job's cgroup.
+    fn list(&self) -> io::Result<Listed> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::openat(&self.directory, ".", flags, Mode::empty())?;
-        let mut found = Found::default();
-        for entry in Dir::read_from(&directory)? {
+        let mut listed = Listed::default();
+        for entry in Dir::new(directory)? {
             let entry = entry?;
             let Ok(name) = entry.file_name().to_str() else { continue };
             if entry.file_type() != FileType::Directory {
                 continue;
             }
             if let Some(worker) = name.strip_prefix(LOCK_PREFIX).and_then(|id| id.parse().ok()) {
-                match lock(self.directory.as_fd(), name, FlockOperation::NonBlockingLockShared) {
-                    Ok(Some(_)) => found.dead.push((name.to_owned(), worker)),
-                    Ok(None) => found.live.push(worker),
-                    Err(error) if is_gone(&error) => {}
-                    Err(error) => return Err(error),
-                }
+                listed.locks.push((name.to_owned(), worker));
             } else if let Some((job_name, id)) = name.rsplit_once('_')
                 && let Ok(id) = id.parse()
             {
-                found.jobs.push((name.to_owned(), job_name.to_owned(), id));
+                listed.jobs.push((name.to_owned(), job_name.to_owned(), id));
             }
         }
-        Ok(found)
+        Ok(listed)
     }
 }

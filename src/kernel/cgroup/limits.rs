@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Access, AtFlags};
+use rustix::fs::{Access, AtFlags, CWD};
 use rustix::io::Errno;
 
 use super::{CgroupTree, JobCgroup, write_at};
@@ -116,7 +116,7 @@ impl CgroupTree {
     }
 
     fn set(&self, cgroup: &JobCgroup, file: &'static str, value: &str) -> Result<(), LimitFault> {
-        self.enable_for(cgroup, file, || write_at(&self.directory, &cgroup.file(file), value))
+        self.enable_for(cgroup, file, || write_at(&self.directory, cgroup.file(file), value))
     }
 
     /// Does what needs a file of a job's cgroup, if need be once the file's controller is enabled.
@@ -159,7 +159,7 @@ impl CgroupTree {
             // The kernel refuses this only for controllers that threads cannot share. With one of the others (cpu, cpuset, pids) such a cgroup would become
             // the root of a threaded subtree (cgroups(7)), and none of those in it could take a process any more.
             let is_refused = lists(directory, "cgroup.controllers", controller) && why_nothing_is_handed_down(directory).is_some();
-            let handed_down = if is_refused { Err(Errno::BUSY.into()) } else { fs::write(&control, format!("+{controller}")) };
+            let handed_down = if is_refused { Err(Errno::BUSY.into()) } else { write_at(CWD, &control, &format!("+{controller}")) };
             handed_down.map_err(|error| (control, error))
         };
         match hand_down(&self.base) {

@@ -44,7 +44,7 @@ impl CgroupTree {
 
     /// Freezes the job's processes, or lets them go on. It takes the kernel a moment: `is_frozen` tells.
     pub(crate) fn freeze(&self, cgroup: &JobCgroup, freeze: bool) -> io::Result<()> {
-        write_at(&self.directory, &cgroup.file("cgroup.freeze"), if freeze { "1" } else { "0" })
+        write_at(&self.directory, cgroup.file("cgroup.freeze"), if freeze { "1" } else { "0" })
     }
 
     /// Asks for word of pressure: the descriptor is ready with POLLPRI each time the threshold is crossed, at most once a window.
