@@ -378,7 +378,7 @@ fn a_limit_that_the_kernel_refuses_fails_the_start_and_leaves_nothing() {
         let (status, _) = run(&mut worker, Command::new("/bin/true").limits(Limits::new().pids_max(5).memory_max(32 << 20)));
         assert!(status.success(), "{status:?}");
         let before = Census::take(&host);
-        let device = |path: &str| Limits::new().io_max(IoDevice::Path(path.into()), IoMax::new().read_bytes(1));
+        let device = |path: &str| Limits::new().io_max(IoDevice::Path(path.into()), IoMax::new().read_bytes(2));
         let cases: [(Limits, &str, &[i32]); 6] = [
             (Limits::new().cpuset_cpus("999"), "cpuset.cpus", &[22, 34]),
             (Limits::new().cpuset_mems("63"), "cpuset.mems", &[22, 34]),
@@ -386,7 +386,7 @@ fn a_limit_that_the_kernel_refuses_fails_the_start_and_leaves_nothing() {
             (device("/no/such/device"), "/no/such/device", &[2]),
             (device("/proc/self"), "/proc/self", &[19]),
             (
-                Limits::new().pids_max(5).io_max(IoDevice::Number { major: 4095, minor: 1 }, IoMax::new().read_bytes(1)),
+                Limits::new().pids_max(5).io_max(IoDevice::Number { major: 4095, minor: 1 }, IoMax::new().read_bytes(2)),
                 "/sys/dev/block/4095:1",
                 &[19],
             ),

@@ -34,6 +34,9 @@ const NESTING_MAX: usize = 64;
 /// Attempts to open a base while other workers remove it.
 const OPEN_TRIES: usize = 16;
 
+/// How often, at least, a cgroup that is waited for is looked at.
+const EMPTY_LOOK_EVERY: Duration = Duration::from_millis(20);
+
 /// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
 const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
 
@@ -243,8 +246,10 @@ impl CgroupTree {
             if cgroup_text::populated(content.get(..length).unwrap_or_default()) != Some(true) || left.is_zero() {
                 return Ok(());
             }
-            let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-            rustix::io::retry_on_intr(|| rustix::event::poll(&mut [PollFd::new(&events, PollFlags::PRI)], Some(&left)))?;
+            // Nobody is woken when somebody else removes the cgroup.
+            let wait = left.min(EMPTY_LOOK_EVERY);
+            let wait = Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) };
+            rustix::io::retry_on_intr(|| rustix::event::poll(&mut [PollFd::new(&events, PollFlags::PRI)], Some(&wait)))?;
         }
     }
 

@@ -20,6 +20,9 @@ const WEIGHT: (u64, u64) = (1, 10_000);
 /// The most processes that `pids.max` takes as a number (PID_MAX_LIMIT).
 const PIDS_MAX: (u64, u64) = (1, 4 << 20);
 
+/// The least that the kernel takes in `io.max`; it refuses 1.
+const IO_MAX_MIN: u64 = 2;
+
 /// The longest list of CPUs or memory nodes, in bytes: the kernel takes a page.
 const LIST_BYTES_MAX: usize = 4000;
 
@@ -216,7 +219,7 @@ impl Limits {
                 return Err(CommandError::IoDevice { path: path.clone() });
             }
             for (what, value) in max.named() {
-                in_range(what, value.filter(|value| *value != Self::UNLIMITED), (1, Self::UNLIMITED))?;
+                in_range(what, value.filter(|value| *value != Self::UNLIMITED), (IO_MAX_MIN, Self::UNLIMITED))?;
             }
         }
         Ok(())
@@ -271,7 +274,7 @@ impl fmt::Display for IoDevice {
     }
 }
 
-/// The most I/O on one device, per second; each at least 1, [`Limits::UNLIMITED`] lifts it. What is not named is not limited.
+/// The most I/O on one device, per second; each at least 2, [`Limits::UNLIMITED`] lifts it. What is not named is not limited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IoMax {
     pub(crate) read_bytes: Option<u64>,
@@ -338,7 +341,7 @@ mod tests {
             Limits::new().cpu_max(f64::INFINITY).pids_max(Limits::UNLIMITED).memory_max(Limits::UNLIMITED).memory_max(0),
             Limits::new().cpu_quota(Duration::from_millis(1), Duration::from_secs(1)),
             Limits::new().cpuset_cpus("0-3,7,8-31:1/4").cpuset_mems(""),
-            Limits::new().io_max(IoDevice::All, IoMax::new().read_bytes(1).write_ops(Limits::UNLIMITED)),
+            Limits::new().io_max(IoDevice::All, IoMax::new().read_bytes(2).write_ops(Limits::UNLIMITED)),
         ];
         for limits in good {
             limits.check().unwrap_or_else(|error| panic!("{limits:?}: {error}"));

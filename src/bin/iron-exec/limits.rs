@@ -109,7 +109,7 @@ pub(crate) fn io_max(text: &OsStr) -> Result<(IoDevice, IoMax), String> {
         seen.push(key);
     }
     let limits = Limits::new().io_max(device.clone(), max);
-    checked((device, max), &limits, "give at least 1 for each, or max")
+    checked((device, max), &limits, "give at least 2 for each, or max")
 }
 
 fn io_device(bytes: &[u8]) -> IoDevice {
