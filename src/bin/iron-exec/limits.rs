@@ -250,37 +250,37 @@ mod tests {
         for (text, device, max) in [
             ("rbps=1M,wbps=10M,riops=100,wiops=max", IoDevice::All, all_of_it),
             ("wiops=max,riops=100,wbps=10M,rbps=1M", IoDevice::All, all_of_it),
-            ("/dev/sda:wbps=1", path("/dev/sda"), IoMax::new().write_bytes(1)),
-            ("/a:b=c,d:wbps=1", path("/a:b=c,d"), IoMax::new().write_bytes(1)),
+            ("/dev/sda:wbps=2", path("/dev/sda"), IoMax::new().write_bytes(2)),
+            ("/a:b=c,d:wbps=2", path("/a:b=c,d"), IoMax::new().write_bytes(2)),
             ("8:16:riops=5", IoDevice::Number { major: 8, minor: 16 }, IoMax::new().read_ops(5)),
             ("8:x:riops=5", path("8:x"), IoMax::new().read_ops(5)),
         ] {
             assert_eq!(io_max(OsStr::new(text)), Ok((device, max)), "{text:?}");
         }
-        assert_eq!(io_max(OsStr::from_bytes(b"/\xff:riops=1")).unwrap().0, IoDevice::Path(OsStr::from_bytes(b"/\xff").into()));
+        assert_eq!(io_max(OsStr::from_bytes(b"/\xff:riops=2")).unwrap().0, IoDevice::Path(OsStr::from_bytes(b"/\xff").into()));
     }
 
     #[test]
     fn io_limits_that_say_nothing_or_too_much_are_refused() {
         let wrong = [
-            (":rbps=1", "no device"),
+            (":rbps=2", "no device"),
             ("/dev/sda", "no `=`"),
             ("/dev/sda:", "no `=`"),
             ("8:0", "no `=`"),
-            ("rbps=1,", "no `=`"),
+            ("rbps=2,", "no `=`"),
             ("rbps", "no `=`"),
             ("speed=1", "is no key"),
             ("=1", "is no key"),
             ("RBPS=1", "is no key"),
-            ("rbps=1,rbps=2", "twice"),
+            ("rbps=2,rbps=2", "twice"),
             ("rbps=", RATE_ADVICE),
             ("wbps=-1", RATE_ADVICE),
             ("wbps=1e300", RATE_ADVICE),
             ("riops=nan", COUNT_ADVICE),
             ("riops=1K", COUNT_ADVICE),
             ("wiops=99999999999999999999", COUNT_ADVICE),
-            ("rbps=0", "at least 1"),
-            ("/dev/a\0b:rbps=1", "cannot be the path"),
+            ("rbps=1", "at least 2"),
+            ("/dev/a\0b:rbps=2", "cannot be the path"),
         ];
         for (text, part) in wrong {
             let error = io_max(OsStr::new(text)).expect_err(text);
