@@ -98,7 +98,7 @@ impl Builder {
     }
 
     /// Whether the controllers cpu, memory, io and pids are enabled for every job, as far as they can be had, and [`Status::cgroup_usage`](crate::Status::cgroup_usage)
-    /// is read at the end of each. It costs each job some 20 system calls. Default: no; then that is told of jobs with limits.
+    /// is read at the end of each. It costs each job three system calls for each of the files that tell, up to ten. Default: no; then that is told of jobs with limits.
     pub fn accounting(mut self, accounting: bool) -> Self {
         self.settings.accounting = accounting;
         self

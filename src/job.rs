@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::control::Control;
-use crate::kernel::cgroup::{CgroupTree, JobCgroup, LimitFault};
+use crate::kernel::cgroup::{CgroupTree, JobCgroup, LimitFault, Removal};
 use crate::kernel::log_dir::LogDir;
 use crate::kernel::log_file::LogFile;
 use crate::kernel::process::{Launch, Outcome, Process};
@@ -573,12 +573,12 @@ impl Job {
             return;
         }
         let removed = self.remove_cgroup(lent);
-        if let Ok(true) = removed {
+        if let Ok(Removal::Gone) = removed {
             self.tree_gone(lent);
         } else {
             self.tree_looks += 1;
             self.look_again(removed.is_ok(), lent);
-            if self.is_tree_stuck(lent) {
+            if let Ok(Removal::Stuck) = removed {
                 let _ = self.feed(Input::TreeStuck, lent);
             }
         }
@@ -1052,7 +1052,8 @@ impl Job {
             }
             return Input::TreeUntracked;
         }
-        if let Ok(true) = self.remove_cgroup(lent) {
+        let removed = self.remove_cgroup(lent);
+        if let Ok(Removal::Gone) = removed {
             self.unwatch(lent);
             self.cgroup = None;
             return Input::TreeGone;
@@ -1068,12 +1069,7 @@ impl Job {
         }
         self.tree_looks = 0;
         self.look_again(true, lent);
-        if self.is_tree_stuck(lent) { Input::TreeStuck } else { Input::TreeLeft }
-    }
-
-    /// Whether no process is left in a cgroup that could not be removed. (Or not any more: then the next look removes it.)
-    fn is_tree_stuck(&self, lent: &Lent<'_>) -> bool {
-        self.with_cgroup(lent, CgroupTree::is_populated) == Some(false)
+        if let Ok(Removal::Stuck) = removed { Input::TreeStuck } else { Input::TreeLeft }
     }
 
     /// Arms the next look at a cgroup that is not empty; after the last one its notice has to come.
@@ -1213,15 +1209,15 @@ impl Job {
     }
 
     /// Removes the job's cgroup if it is empty, having read what it tells about the job.
-    fn remove_cgroup(&mut self, lent: &mut Lent<'_>) -> io::Result<bool> {
-        let (Some(tree), Some(cgroup)) = (lent.cgroups.as_ref(), self.cgroup.as_ref()) else { return Ok(true) };
+    fn remove_cgroup(&mut self, lent: &mut Lent<'_>) -> io::Result<Removal> {
+        let (Some(tree), Some(cgroup)) = (lent.cgroups.as_ref(), self.cgroup.as_ref()) else { return Ok(Removal::Gone) };
         if self.control.is_some() && self.failure.is_none() {
             if tree.is_populated(cgroup)? {
-                return Ok(false);
+                return Ok(Removal::Populated);
             }
             self.read_usage(lent);
         }
-        let (Some(tree), Some(cgroup)) = (lent.cgroups.as_ref(), self.cgroup.as_ref()) else { return Ok(true) };
+        let (Some(tree), Some(cgroup)) = (lent.cgroups.as_ref(), self.cgroup.as_ref()) else { return Ok(Removal::Gone) };
         tree.remove(cgroup)
     }
 

@@ -60,6 +60,17 @@ pub(crate) struct CgroupTree {
     spare: Option<OwnedFd>,
 }
 
+/// What came of removing a cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Removal {
+    /// It is not there any more.
+    Gone,
+    /// Processes are left in it.
+    Populated,
+    /// No process is left in it, but others are nested in it too deep (or one was made just now).
+    Stuck,
+}
+
 /// What was found: the base, or why there is none.
 #[derive(Debug)]
 pub(crate) enum Discovery {
@@ -210,19 +221,20 @@ impl CgroupTree {
         killed.map(drop).map_err(Into::into)
     }
 
-    /// Removes the job's cgroup, and those that the job has made inside it. `false`: processes are left in it.
-    pub(crate) fn remove(&self, cgroup: &JobCgroup) -> io::Result<bool> {
+    /// Removes the job's cgroup, and those that the job has made inside it.
+    pub(crate) fn remove(&self, cgroup: &JobCgroup) -> io::Result<Removal> {
         match rustix::fs::unlinkat(&self.directory, &*cgroup.name, AtFlags::REMOVEDIR) {
             // Somebody else has removed it, or is about to: just as well.
-            Ok(()) | Err(Errno::NOENT | Errno::NODEV) => return Ok(true),
+            Ok(()) | Err(Errno::NOENT | Errno::NODEV) => return Ok(Removal::Gone),
             Err(Errno::BUSY) => {}
             Err(errno) => return Err(errno.into()),
         }
         if self.is_populated(cgroup)? {
-            return Ok(false);
+            return Ok(Removal::Populated);
         }
         let name = CString::new(&*cgroup.name).map_err(|_| Errno::INVAL)?;
-        remove_nested(self.directory.as_fd(), &name, NESTING_MAX)
+        let is_gone = remove_nested(self.directory.as_fd(), &name, NESTING_MAX)?;
+        Ok(if is_gone { Removal::Gone } else { Removal::Stuck })
     }
 
     /// Waits, up to `timeout`, until no process is left in the job's cgroup; for the rare case that the loop cannot be left to see to it.

@@ -130,10 +130,8 @@ impl CgroupTree {
             }
         }
         for cgroup in &cgroups {
-            let removed = self
-                .wait_empty(cgroup, deadline.saturating_duration_since(Instant::now()))
-                .and_then(|()| self.remove(cgroup))
-                .map(|_is_removed| ());
+            let removed =
+                self.wait_empty(cgroup, deadline.saturating_duration_since(Instant::now())).and_then(|()| self.remove(cgroup)).map(drop);
             outcome = outcome.and(removed);
         }
         for (name, worker) in &found.dead {
