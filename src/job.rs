@@ -20,6 +20,7 @@ use crate::logic::deadlines::Deadline;
 use crate::logic::ids::Ids;
 use crate::logic::ladder::{Ask, LimitsAbove};
 use crate::logic::lifecycle::{Action, Input, Lifecycle, Timer};
+use crate::logic::mark::Place;
 use crate::logic::names;
 use crate::logic::token::{Key, Source};
 use crate::model::capabilities::{Rung, RungReason};
@@ -210,12 +211,12 @@ impl Job {
 
         let format = command.log_format.unwrap_or(settings.log_format);
         if command.capture.is_logged() {
-            let file_name = format!("{entry}.log");
+            let file_name = names::log_name(&entry);
             let path = undo.lent.log_dir.path_of(&file_name);
             let failed = |error: io::Error| StartFailure::new(Step::Log, Some(&path), &error);
             let log = undo.log.insert(LogFile::create(undo.lent.log_dir.as_fd(), file_name).map_err(failed)?);
             if let Some(fd) = log.fd() {
-                undo.lent.log_dir.mark(fd, log.name(), format).map_err(failed)?;
+                undo.lent.log_dir.mark(fd, log.name(), format, Place::FIRST).map_err(failed)?;
             }
         }
         let mut stdio = Stdio::new(&command.stdin, command.capture, &host.null, undo.lent.spawner.low_fds())

@@ -199,7 +199,7 @@ fn guess_format(file: &OwnedFd) -> io::Result<LogFormat> {
     // A first record that is longer is told by its beginning.
     start.push(b'\n');
     Ok(match Decoder::new().decode(&start) {
-        Decoded::Record { .. } => LogFormat::Cri,
+        Decoded::Record { .. } | Decoded::Dropped { .. } => LogFormat::Cri,
         Decoded::Incomplete | Decoded::Malformed { .. } => LogFormat::Raw,
     })
 }

@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use crate::kernel::log_dir::LogDir;
 use crate::kernel::log_file::{LogFile, WriteFault};
+use crate::kernel::log_progress::LogProgress;
 use crate::kernel::stdio::{PIPE_BYTES, ReadOutcome, enlarge_pipe, read_output};
-use crate::kernel::stream::{LogProgress, LogStream};
+use crate::kernel::stream::LogStream;
 use crate::lent::{Alarm, Lent, OutputIndex, Queues, unix_nanos};
 use crate::logic::deadlines::Deadline;
 use crate::logic::lines::{Ending, LineSplitter};
+use crate::logic::mark::Place;
 use crate::logic::token::Key;
 use crate::model::error::StreamError;
 use crate::model::output::{LogFormat, OutputStream, StreamSelect, Timestamp};
@@ -160,6 +162,7 @@ impl Outputs {
         };
         let progress = log.progress.get_or_init(|| {
             let progress = LogProgress::default();
+            progress.set_places([Place::FIRST].into_iter());
             progress.publish(log.file.length(), has_ended, &mut Vec::new());
             Arc::new(progress)
         });

@@ -123,7 +123,7 @@ fn decode(criterion: &mut Criterion) {
                                 lengths += content.len();
                                 input = &input[len..];
                             }
-                            Decoded::Malformed { len } => input = &input[len..],
+                            Decoded::Malformed { len } | Decoded::Dropped { len, .. } => input = &input[len..],
                             Decoded::Incomplete => break lengths,
                         }
                     }

@@ -221,7 +221,7 @@ fn decode_next(decoder: &mut Decoder, input: &[u8], records: &mut Vec<OwnedRecor
             records.push(OwnedRecord { time, stream, partial, content: content.to_vec() });
             Some(len)
         }
-        Decoded::Malformed { len } => Some(len),
+        Decoded::Malformed { len } | Decoded::Dropped { len, .. } => Some(len),
         Decoded::Incomplete => None,
     }
 }
@@ -239,6 +239,12 @@ fn read_and_rewrite(mut log: &[u8]) {
                 break;
             }
             Decoded::Malformed { len } => len,
+            Decoded::Dropped { time, bytes, len } => {
+                let mut again = Vec::new();
+                cri::encode_dropped(&mut again, stamp.at(time), bytes, "a reason");
+                assert_eq!(decoder.decode(&again), Decoded::Dropped { time, bytes, len: again.len() });
+                len
+            }
             Decoded::Record { time, stream, partial, content, len } => {
                 assert!(log[..line_len - 1].ends_with(content));
                 let ending = if partial { Ending::Partial } else { Ending::Newline };

@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, FlockOperation, Mode as FileMode, OFlags, XattrFlags};
 use rustix::io::Errno;
 use uuid::Uuid;
 
+use crate::logic::mark::{Mark, Place};
 use crate::model::error::BuildError;
 use crate::model::output::LogFormat;
 
@@ -36,33 +37,6 @@ pub(crate) fn lock_name(worker: Uuid) -> String {
 /// The name of the table that stands in for the attribute on file systems without: a line `name mark` for each log.
 pub(crate) fn table_name(worker: Uuid) -> String {
     format!("{worker}.logs")
-}
-
-/// The mark of a log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Mark {
-    pub(crate) worker: Uuid,
-    pub(crate) format: LogFormat,
-}
-
-impl Mark {
-    fn encode(self) -> String {
-        let format = match self.format {
-            LogFormat::Cri => "cri",
-            LogFormat::Raw => "raw",
-        };
-        format!("{} {format}", self.worker)
-    }
-
-    pub(crate) fn decode(text: &str) -> Option<Self> {
-        let (worker, format) = text.trim_end().split_once(' ')?;
-        let format = match format {
-            "cri" => LogFormat::Cri,
-            "raw" => LogFormat::Raw,
-            _ => return None,
-        };
-        Some(Self { worker: worker.parse().ok()?, format })
-    }
 }
 
 /// Reads the mark of a log of any worker: the attribute of the open file, or the tables of the directory of locks.
@@ -104,7 +78,8 @@ fn mark_in_table(table: &Path, log: &str) -> io::Result<Option<Mark>> {
     let mut text = Vec::new();
     file.take(TABLE_BYTES_MAX).read_to_end(&mut text)?;
     let of_log = |line: &str| line.strip_prefix(log)?.strip_prefix(' ').and_then(Mark::decode);
-    Ok(String::from_utf8_lossy(&text).lines().find_map(of_log))
+    // A name that was given to one file after the other belongs to the last.
+    Ok(String::from_utf8_lossy(&text).lines().rev().find_map(of_log))
 }
 
 /// The lock of the worker that writes, or wrote, the log at `path`.
@@ -183,9 +158,9 @@ impl LogDir {
         self.path.join(name)
     }
 
-    /// Marks a log as this worker's.
-    pub(crate) fn mark(&mut self, log: BorrowedFd<'_>, name: &str, format: LogFormat) -> io::Result<()> {
-        let mark = Mark { worker: self.worker, format }.encode();
+    /// Marks a log file as this worker's.
+    pub(crate) fn mark(&mut self, log: BorrowedFd<'_>, name: &str, format: LogFormat, place: Place) -> io::Result<()> {
+        let mark = Mark { worker: self.worker, format, place }.encode();
         if self.table.is_none() {
             match rustix::fs::fsetxattr(log, MARK_XATTR, mark.as_bytes(), XattrFlags::empty()) {
                 Err(Errno::OPNOTSUPP | Errno::PERM | Errno::NOSPC) => {}
@@ -258,20 +233,4 @@ fn make_lock(locks: BorrowedFd<'_>, worker: Uuid) -> Result<OwnedFd, Errno> {
     let lock = rustix::fs::openat(locks, lock_name(worker), flags, FileMode::from_raw_mode(0o600))?;
     rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
     Ok(lock)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_mark_is_read_as_it_was_written() {
-        for format in [LogFormat::Cri, LogFormat::Raw] {
-            let mark = Mark { worker: Uuid::from_u128(7), format };
-            assert_eq!(Mark::decode(&mark.encode()), Some(mark));
-        }
-        for text in ["", "x", "x cri", "00000000-0000-0000-0000-000000000000 tar"] {
-            assert_eq!(Mark::decode(text), None, "{text:?}");
-        }
-    }
 }

@@ -3,10 +3,11 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 
+use crate::kernel::log_progress::LogProgress;
 use crate::logic::cri::{Decoded, Decoder};
 use crate::model::error::StreamError;
 use crate::model::output::{LogFormat, OutputStream, Record, StreamSelect, Timestamp};
@@ -16,52 +17,6 @@ const READ_BYTES: usize = 64 << 10;
 
 /// A record longer than this is no record of ours: the file was changed.
 const RECORD_BYTES_MAX: usize = 16 << 20;
-
-/// What the loop tells the streams of one log. Written by the loop's thread, read by any.
-#[derive(Debug, Default)]
-pub(crate) struct LogProgress {
-    /// Bytes of whole records in the file.
-    length: AtomicU64,
-    ended: AtomicBool,
-    /// Whether a stream has come to the end and wants to hear of more.
-    awaited: AtomicBool,
-    waiting: Mutex<Vec<(u64, Waker)>>,
-    next_id: AtomicU64,
-}
-
-impl LogProgress {
-    /// The log has grown, or ended. `true` if a stream waits for that: its wakers are put into `wakers`, to be woken once dispatch is over.
-    pub(crate) fn publish(&self, length: u64, ended: bool, wakers: &mut Vec<Waker>) -> bool {
-        let has_grown = self.length.swap(length, Ordering::SeqCst) != length;
-        if ended {
-            self.ended.store(true, Ordering::SeqCst);
-        }
-        // A write that failed is no news.
-        if !(has_grown || ended) || !self.awaited.swap(false, Ordering::SeqCst) {
-            return false;
-        }
-        wakers.extend(self.waiting().drain(..).map(|(_, waker)| waker));
-        true
-    }
-
-    /// Notes that stream `id` waits. A waker's clone and drop are user code, which may come back here: neither happens under the lock.
-    fn enlist(&self, id: u64, waker: &Waker) {
-        let former = self.strike_off(id);
-        let waker = former.filter(|former| former.will_wake(waker)).unwrap_or_else(|| waker.clone());
-        self.waiting().push((id, waker));
-    }
-
-    /// Takes stream `id` off the list; its waker is the caller's to drop.
-    fn strike_off(&self, id: u64) -> Option<Waker> {
-        let mut waiting = self.waiting();
-        let place = waiting.iter().position(|(waiter, _)| *waiter == id)?;
-        Some(waiting.swap_remove(place).1)
-    }
-
-    fn waiting(&self) -> std::sync::MutexGuard<'_, Vec<(u64, Waker)>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// Where a stream learns that there is more, or that there will be no more.
 #[derive(Debug)]
@@ -298,6 +253,7 @@ impl LogStream {
                 let content = start + len - 1 - content.len();
                 Step::Show(len, content..content + shown, Some((stream, time)))
             }
+            Decoded::Dropped { len, .. } => Step::Skip(len),
             Decoded::Malformed { len } => Step::Malformed(len),
             Decoded::Incomplete if unread.len() > RECORD_BYTES_MAX => Step::Malformed(unread.len()),
             Decoded::Incomplete => Step::Refill,

@@ -138,6 +138,43 @@ pub fn encode(out: &mut Vec<u8>, stamp: &[u8; STAMP_BYTES], stream: OutputStream
     out.push(b'\n');
 }
 
+/// What stands in place of the `Z` in the time of a record that tells of missing output: the same to every reader of RFC 3339, but no job can
+/// make its output look like that.
+const DROPPED_ZONE: &[u8] = b"+00:00";
+
+/// The content of such a record is this, the number of bytes, and what follows.
+const DROPPED_START: &[u8] = b"[iron-exec: ";
+const DROPPED_MIDDLE: &[u8] = b" bytes of output are missing here: ";
+
+/// The most digits of that number.
+const DROPPED_DIGITS: usize = 20;
+
+/// Appends a record that says that `bytes` bytes of the job's output are missing here, and why: a line for other readers, and
+/// [`Decoded::Dropped`] for a [`Decoder`]. `reason` must hold no line feed.
+///
+/// ```
+/// use iron_exec::Timestamp;
+/// use iron_exec::framing::cri::{self, Stamp};
+///
+/// let (mut log, mut stamp) = (Vec::new(), Stamp::new());
+/// cri::encode_dropped(&mut log, stamp.at(Timestamp::from_unix_nanos(0)), 1234, "no space left on device");
+/// let record = "1970-01-01T00:00:00.000000000+00:00 stdout F \
+///               [iron-exec: 1234 bytes of output are missing here: no space left on device]";
+/// assert_eq!(std::str::from_utf8(&log)?.trim_end(), record);
+/// # Ok::<(), std::str::Utf8Error>(())
+/// ```
+///
+/// The length of the record does not depend on the number: with another one, for the same reason, it can be overwritten in its place.
+pub fn encode_dropped(out: &mut Vec<u8>, stamp: &[u8; STAMP_BYTES], bytes: u64, reason: &str) {
+    let number = bytes.to_string();
+    let (time, _) = stamp.split_at(STAMP_BYTES - 1);
+    for part in [time, DROPPED_ZONE, b" stdout F ", DROPPED_START, number.as_bytes(), DROPPED_MIDDLE, reason.as_bytes(), b"]"] {
+        out.extend_from_slice(part);
+    }
+    out.extend(std::iter::repeat_n(b' ', DROPPED_DIGITS.saturating_sub(number.len())));
+    out.push(b'\n');
+}
+
 /// What a [`Decoder`] found at the start of its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decoded<'a> {
@@ -152,6 +189,15 @@ pub enum Decoded<'a> {
         partial: bool,
         /// What was written: any bytes but a line feed, also none at all.
         content: &'a [u8],
+        /// The length in bytes of the whole record, its final line feed included.
+        len: usize,
+    },
+    /// No output, but the word of [`encode_dropped`] that some is missing here.
+    Dropped {
+        /// When that was written.
+        time: Timestamp,
+        /// How many bytes of the job's output are missing.
+        bytes: u64,
         /// The length in bytes of the whole record, its final line feed included.
         len: usize,
     },
@@ -245,7 +291,20 @@ fn decode_line(line: &[u8]) -> Option<Decoded<'_>> {
         [b'F'] | [b'F', b':', ..] => false,
         _ => return None,
     };
-    Some(Decoded::Record { time: decode_time(time)?, stream, partial, content, len: line.len() + 1 })
+    let (dropped, time, len) = (dropped_bytes(time, content), decode_time(time)?, line.len() + 1);
+    Some(match dropped {
+        Some(bytes) => Decoded::Dropped { time, bytes, len },
+        None => Decoded::Record { time, stream, partial, content, len },
+    })
+}
+
+/// The number in a record of [`encode_dropped`].
+fn dropped_bytes(time: &[u8], content: &[u8]) -> Option<u64> {
+    let rest = content.strip_prefix(DROPPED_START).filter(|_| time.ends_with(DROPPED_ZONE))?;
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (number, rest) = rest.split_at(digits);
+    let is_one = rest.starts_with(DROPPED_MIDDLE) && rest.trim_ascii_end().ends_with(b"]");
+    std::str::from_utf8(number).ok()?.parse().ok().filter(|_| is_one)
 }
 
 fn split_at_space(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -387,6 +446,7 @@ mod tests {
                     records.push((time, stream, partial, content.to_vec()));
                     len
                 }
+                Decoded::Dropped { .. } => panic!("no output is missing in these tests"),
                 Decoded::Malformed { len } => {
                     malformed += 1;
                     len
@@ -532,6 +592,29 @@ mod tests {
     }
 
     #[test]
+    fn the_word_of_missing_output_is_a_record_to_others_and_cannot_be_forged_by_a_job() {
+        let (mut log, mut length) = (Vec::new(), None);
+        for bytes in [0, 7, 1_234_567, u64::MAX] {
+            log.clear();
+            encode_dropped(&mut log, NOON_TEXT, bytes, "no space left on device");
+            assert_eq!(Decoder::new().decode(&log), Decoded::Dropped { time: NOON, bytes, len: log.len() });
+            assert_eq!(*length.get_or_insert(log.len()), log.len(), "it is overwritten in its place");
+            let line = log.strip_suffix(b"\n").unwrap();
+            let (time, stream, partial, content) = fluent_bit(line).unwrap();
+            assert_eq!((time, stream, partial), (&b"2026-11-23T03:26:58.123456789+00:00"[..], OutputStream::Stdout, false));
+            let mut forged = Vec::new();
+            encode(&mut forged, NOON_TEXT, OutputStream::Stdout, Piece { bytes: content, ending: Ending::Newline });
+            assert!(matches!(Decoder::new().decode(&forged), Decoded::Record { content: found, .. } if found == content));
+        }
+        for content in
+            ["", "[iron-exec: ", "[iron-exec: 1 bytes of output are missing here: ", "[iron-exec: x bytes of output are missing here: y]"]
+        {
+            let line = format!("2026-11-23T03:26:58+00:00 stdout F {content}\n");
+            assert!(matches!(Decoder::new().decode(line.as_bytes()), Decoded::Record { .. }), "{content:?}");
+        }
+    }
+
+    #[test]
     fn a_line_that_is_no_record_is_malformed() {
         let time = "2026-11-23T03:26:58.123456789Z";
         for rest in [
@@ -629,7 +712,7 @@ mod tests {
                             start += len;
                         }
                         Decoded::Incomplete => break,
-                        Decoded::Malformed { .. } => prop_assert!(false, "a record at {} was not seen", start),
+                        Decoded::Malformed { .. } | Decoded::Dropped { .. } => prop_assert!(false, "a record at {} was not seen", start),
                     }
                 }
             }
@@ -702,6 +785,7 @@ mod tests {
                             prop_assert_eq!(theirs.map(|(_, stream, partial, message)| (stream, partial, message)), Some((stream, partial, content)));
                         }
                     }
+                    Decoded::Dropped { .. } => prop_assert!(false, "no output is missing"),
                     Decoded::Malformed { len } => {
                         prop_assert_eq!(len, line.len());
                         prop_assert_eq!(theirs, None);

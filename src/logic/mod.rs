@@ -8,5 +8,6 @@ pub(crate) mod kernel_text;
 pub(crate) mod ladder;
 pub(crate) mod lifecycle;
 pub(crate) mod lines;
+pub(crate) mod mark;
 pub(crate) mod names;
 pub(crate) mod token;

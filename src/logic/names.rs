@@ -29,6 +29,48 @@ pub(crate) fn entry_name(name: &str, id: JobId) -> String {
     format!("{name}_{id}")
 }
 
+/// The end of a log file's name; a rotated one has its number behind it.
+const LOG_SUFFIX: &str = ".log";
+
+/// What a job's log is called: `{name}_{id}.log`.
+pub(crate) fn log_name(entry: &str) -> String {
+    format!("{entry}{LOG_SUFFIX}")
+}
+
+/// What a log's file of this number is called once it is full: `{log}.000017`. Numbers begin with 1 and are never used again.
+pub(crate) fn rotated_name(log: &str, number: u64) -> String {
+    format!("{log}.{number:06}")
+}
+
+/// The name of a log file, taken apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LogName<'a> {
+    /// The name of the log's newest file: `{name}_{id}.log`.
+    pub(crate) log: &'a str,
+    /// Whose it is.
+    pub(crate) job: JobId,
+    /// The number of a file that was rotated; `None` for the newest one.
+    pub(crate) number: Option<u64>,
+}
+
+impl<'a> LogName<'a> {
+    /// Takes apart a name that [`log_name`] or [`rotated_name`] has made; `None` for any other.
+    pub(crate) fn parse(name: &'a str) -> Option<Self> {
+        let (log, number) = match name.strip_suffix(LOG_SUFFIX) {
+            Some(_) => (name, None),
+            None => {
+                let (log, digits) = name.rsplit_once('.')?;
+                let number = digits.parse().ok().filter(|number| *number > 0)?;
+                // One file has one name.
+                (log, Some(number).filter(|number| rotated_name(log, *number) == name).map(Some)?)
+            }
+        };
+        let (_, id) = log.strip_suffix(LOG_SUFFIX)?.rsplit_once('_')?;
+        let job: JobId = id.parse().ok()?;
+        (job.to_string() == id).then_some(Self { log, job, number })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -51,6 +93,32 @@ mod tests {
     fn what_is_unsafe_in_a_name_becomes_an_underscore() {
         assert_eq!(safe(b"a b\n\x1b[31m\xff\0*'"), "a_b___31m____");
         assert_eq!(safe("naïve".as_bytes()), "na__ve");
+    }
+
+    #[test]
+    fn a_log_file_is_told_by_its_name() {
+        let id: JobId = "0190d3b1-7c8a-7def-8123-456789abcdef".parse().unwrap();
+        let log = log_name(&entry_name("my_job", id));
+        assert_eq!(LogName::parse(&log), Some(LogName { log: &log, job: id, number: None }));
+        for number in [1, 17, 999_999, 1_000_000, u64::MAX] {
+            let rotated = rotated_name(&log, number);
+            assert_eq!(LogName::parse(&rotated), Some(LogName { log: &log, job: id, number: Some(number) }));
+        }
+        assert_eq!(rotated_name(&log, 17), format!("{log}.000017"));
+        for wrong in [
+            "",
+            ".log",
+            "a.log",
+            "a_b.log",
+            &log[1..5],
+            &format!("{log}.1"),
+            &format!("{log}.000000"),
+            &format!("{log}.+00001"),
+            &format!("{log}."),
+        ] {
+            assert_eq!(LogName::parse(wrong), None, "{wrong:?}");
+        }
+        assert_eq!(LogName::parse(&log.to_uppercase().replace("LOG", "log").replace("MY_JOB", "my_job")), None);
     }
 
     #[test]
