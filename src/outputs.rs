@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use crate::kernel::log_dir::LogDir;
 use crate::kernel::log_file::{LogFile, WriteFault};
-use crate::kernel::log_progress::LogProgress;
 use crate::kernel::stdio::{PIPE_BYTES, ReadOutcome, enlarge_pipe, read_output};
 use crate::kernel::stream::LogStream;
+use crate::kernel::stream::progress::LogProgress;
 use crate::lent::{Alarm, Lent, OutputIndex, Queues, unix_nanos};
 use crate::logic::deadlines::Deadline;
 use crate::logic::lines::{Ending, LineSplitter};

@@ -4,7 +4,6 @@ pub(crate) mod cgroup;
 pub(crate) mod disk;
 pub(crate) mod log_dir;
 pub(crate) mod log_file;
-pub(crate) mod log_progress;
 pub(crate) mod process;
 pub(crate) mod spawner;
 pub(crate) mod stdio;

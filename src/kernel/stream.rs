@@ -1,5 +1,7 @@
 //! Reading a log while it grows: in this process, told by the loop, or a file of another one.
 
+pub(crate) mod progress;
+
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -7,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
-use crate::kernel::log_progress::LogProgress;
+use crate::kernel::stream::progress::LogProgress;
 use crate::logic::cri::{Decoded, Decoder};
 use crate::model::error::StreamError;
 use crate::model::output::{LogFormat, OutputStream, Record, StreamSelect, Timestamp};
