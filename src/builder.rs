@@ -15,13 +15,17 @@ use crate::lent::unix_millis;
 use crate::logic::ids::Ids;
 use crate::model::capabilities::{Capabilities, Rung};
 use crate::model::error::BuildError;
-use crate::model::output::LogFormat;
+use crate::model::log_policy::LogPolicy;
+use crate::model::output::{Capture, LogFormat};
 use crate::model::settings::{CgroupBase, EnvBase, Settings};
 use crate::reactor::Reactor;
 use crate::worker::Worker;
 
 /// The largest `line_bytes_max`.
 const LINE_BYTES_LIMIT: usize = 8 << 20;
+
+/// The longest that output may be left to gather.
+const COALESCE_TIME_LIMIT: Duration = Duration::from_millis(100);
 
 /// The longest time that a setting takes: what is longer might not fit the clock, and nobody waits for it.
 const TIME_MAX: Duration = Duration::from_hours(10 * 365 * 24);
@@ -73,6 +77,12 @@ impl Builder {
     /// The format of the logs of commands that do not say. Default: [`LogFormat::Cri`].
     pub fn log_format(mut self, format: LogFormat) -> Self {
         self.settings.log_format = format;
+        self
+    }
+
+    /// The bounds of the logs of commands that do not say, and what happens at them. Default: none, and what cannot be written is dropped and counted.
+    pub fn log_policy(mut self, policy: LogPolicy) -> Self {
+        self.settings.log_policy = policy;
         self
     }
 
@@ -195,6 +205,14 @@ impl Builder {
         self
     }
 
+    /// How long the output of a job that writes again and again in small pieces is left to gather before it is read: a program that writes every line, or
+    /// every byte, by itself costs a third of the CPU time then, and its lines come by that much later. 0 reads everything at once; at most 100 ms.
+    /// Default: 1 ms.
+    pub fn coalesce_time(mut self, time: Duration) -> Self {
+        self.settings.coalesce_time = time.min(COALESCE_TIME_LIMIT);
+        self
+    }
+
     /// How long, after the main process has ended, outputs that processes outside the job's tree hold open may be silent before they are given
     /// up. Default: 500 ms.
     pub fn drain_idle_max(mut self, time: Duration) -> Self {
@@ -215,6 +233,9 @@ impl Builder {
     /// is left then.
     pub fn build(self) -> Result<Worker, BuildError> {
         let settings = self.settings;
+        let policy = settings.log_policy;
+        let checked = policy.check().and_then(|()| policy.check_for(Capture::default(), settings.log_format));
+        checked.map_err(|source| BuildError::LogPolicy { source })?;
         let nofile = if settings.raise_nofile { raise_nofile()? } else { None };
         let rungs = process::probe_rungs();
         let rung = match settings.rung {

@@ -14,8 +14,9 @@ use crate::kernel::process::{Launch, Outcome, Process};
 use crate::kernel::spawner::Slot;
 use crate::kernel::stdio::{ChildFds, Stdio};
 use crate::kernel::stream::LogStream;
-use crate::kernel::watcher::{Watch, Watched};
+use crate::kernel::watcher::{Watch, Watched, Watcher};
 use crate::lent::{Alarm, Lent, OutputIndex, Queues, unix_millis};
+use crate::log::Log;
 use crate::logic::deadlines::Deadline;
 use crate::logic::ids::Ids;
 use crate::logic::ladder::{Ask, LimitsAbove};
@@ -29,7 +30,8 @@ use crate::model::error::{JobError, StartFailure, Step, StreamError, errno};
 use crate::model::event::Event;
 use crate::model::id::{JobId, OwnerId};
 use crate::model::limits::Limits;
-use crate::model::output::{OutputStream, StreamSelect};
+use crate::model::log_policy::LogPolicy;
+use crate::model::output::{LogFormat, OutputStream, StreamSelect};
 use crate::model::pressure::{Pressure, PressureResource};
 use crate::model::signal::Signal;
 use crate::model::status::{Exit, ResourceUsage, Status, StopReason};
@@ -72,22 +74,26 @@ pub(crate) struct Host {
 enum Notice {
     Started = 1,
     LogFault = 1 << 1,
-    OutOfMemory = 1 << 2,
-    MemoryHigh = 1 << 3,
-    PidsMax = 1 << 4,
-    Frozen = 1 << 5,
-    CpuPressure = 1 << 6,
-    MemoryPressure = 1 << 7,
-    IoPressure = 1 << 8,
-    Exited = 1 << 9,
-    LogReady = 1 << 10,
-    TreeEmpty = 1 << 11,
-    Over = 1 << 12,
+    LogResumed = 1 << 2,
+    LogFull = 1 << 3,
+    OutOfMemory = 1 << 4,
+    MemoryHigh = 1 << 5,
+    PidsMax = 1 << 6,
+    Frozen = 1 << 7,
+    CpuPressure = 1 << 8,
+    MemoryPressure = 1 << 9,
+    IoPressure = 1 << 10,
+    Exited = 1 << 11,
+    LogReady = 1 << 12,
+    TreeEmpty = 1 << 13,
+    Over = 1 << 14,
 }
 
-const NOTICES: [Notice; 13] = [
+const NOTICES: [Notice; 15] = [
     Notice::Started,
     Notice::LogFault,
+    Notice::LogResumed,
+    Notice::LogFull,
     Notice::OutOfMemory,
     Notice::MemoryHigh,
     Notice::PidsMax,
@@ -201,7 +207,14 @@ impl Drop for Undo<'_, '_> {
 
 impl Job {
     /// Makes a job that will be at `key` in the table, with everything but its process: log, pipes, cgroup, exec image, in this order.
-    pub(crate) fn prepare(command: &Command, owner: OwnerId, key: Key, host: &mut Host, lent: &mut Lent<'_>) -> Result<Self, StartFailure> {
+    pub(crate) fn prepare(
+        command: &Command,
+        (format, policy): (LogFormat, LogPolicy),
+        owner: OwnerId,
+        key: Key,
+        host: &mut Host,
+        lent: &mut Lent<'_>,
+    ) -> Result<Self, StartFailure> {
         let id = JobId::from(host.ids.next(unix_millis()));
         let name = names::safe_name(command.name.as_ref().map_or(command.program.as_os_str(), |name| name.as_ref()));
         let entry = names::entry_name(&name, id);
@@ -209,7 +222,6 @@ impl Job {
         let (started, started_at) = (SystemTime::now(), lent.now);
         let mut undo = Undo { lent, key, log: None, cgroup: None, control: None, registered: Vec::new() };
 
-        let format = command.log_format.unwrap_or(settings.log_format);
         if command.capture.is_logged() {
             let file_name = names::log_name(&entry);
             let path = undo.lent.log_dir.path_of(&file_name);
@@ -219,7 +231,8 @@ impl Job {
                 undo.lent.log_dir.mark(fd, log.name(), format, Place::FIRST).map_err(failed)?;
             }
         }
-        let mut stdio = Stdio::new(&command.stdin, command.capture, &host.null, undo.lent.spawner.low_fds())
+        let log_fd = undo.log.as_ref().and_then(LogFile::fd);
+        let mut stdio = Stdio::new(&command.stdin, command.capture, log_fd, &host.null, undo.lent.spawner.low_fds())
             .map_err(|error| StartFailure::new(Step::Pipe, None, &error))?;
         if let Some(uid) = command.uid {
             stdio.give_to(uid, command.gid);
@@ -237,7 +250,7 @@ impl Job {
         }
         let launch = Launch::new(command, settings.env_base, host.nofile)?;
 
-        let captured = command.capture.is_logged();
+        let captured = command.capture.is_pumped();
         if captured {
             let sources = [Source::Stdout, Source::Stderr];
             for (fd, source) in stdio.from.iter().zip(sources).filter_map(|(fd, source)| Some((fd.as_ref()?.as_raw_fd(), source))) {
@@ -250,7 +263,12 @@ impl Job {
         undo.registered.clear();
         let from = std::mem::take(&mut stdio.from);
         let (pipes, piped) = if captured { (from, [None, None]) } else { ([None, None], from) };
-        let log = undo.log.take().map(|file| (file, format));
+        let pipes_count = pipes.iter().flatten().count();
+        let mut log = undo.log.take().map(|file| Log::new(key, file, format, policy, pipes_count, started_at));
+        if let Some(log) = log.as_mut().filter(|_| !captured) {
+            // The job has its own copy of the descriptor, and we do not write.
+            log.close();
+        }
         let (cgroup, control) = (undo.cgroup.take(), undo.control.take());
         drop(undo);
         let mut job = Self {
@@ -512,6 +530,12 @@ impl Job {
     pub(crate) fn on_alarm(&mut self, alarm: Alarm, lent: &mut Lent<'_>) {
         let key = (self.key, alarm);
         match alarm {
+            // The time of silence does not run while the output waits for its log; that of the whole drain does.
+            Alarm::Life(Timer::DrainIdle) if self.outputs.is_held() => {
+                if lent.deadlines.settle(&mut self.deadlines.drain_idle, lent.now, key) {
+                    self.arm(Timer::DrainIdle, lent.now + lent.settings.drain_idle_max, lent);
+                }
+            }
             Alarm::Life(timer) => {
                 if lent.deadlines.settle(self.deadlines.of(timer), lent.now, key) {
                     let _ = self.feed(Input::Deadline(timer), lent);
@@ -519,6 +543,14 @@ impl Job {
             }
             Alarm::Flush(index) => {
                 let read = self.outputs.flush_line(index, lent);
+                self.after_read(read, lent);
+            }
+            Alarm::Gather => {
+                let read = self.outputs.gathered(lent);
+                self.after_read(read, lent);
+            }
+            Alarm::Log => {
+                let read = self.outputs.go_on(lent);
                 self.after_read(read, lent);
             }
             Alarm::Slot => {
@@ -555,6 +587,10 @@ impl Job {
         match watched {
             Watched::Tree => self.on_tree_notice(lent),
             Watched::Memory => self.look_at_memory(lent),
+            Watched::Log => {
+                self.outputs.look_at_log(lent);
+                self.queue_reports(lent.queues);
+            }
             Watched::Pids => {
                 if let Some(count) = self.with_cgroup(lent, CgroupTree::pids_max_events) {
                     self.note_pids(count, lent);
@@ -718,8 +754,8 @@ impl Job {
     }
 
     /// A reader of the job's log.
-    pub(crate) fn stream(&self, select: StreamSelect, log_dir: &LogDir) -> Result<LogStream, StreamError> {
-        self.outputs.stream(select, self.is_finished(), log_dir).unwrap_or(Err(StreamError::NotLogged { job: self.id }))
+    pub(crate) fn stream(&self, select: StreamSelect, log_dir: &LogDir, watcher: &Watcher) -> Result<LogStream, StreamError> {
+        self.outputs.stream(select, self.is_finished(), log_dir, watcher).unwrap_or(Err(StreamError::NotLogged { job: self.id }))
     }
 
     pub(crate) fn is_finished(&self) -> bool {
@@ -765,6 +801,8 @@ impl Job {
         Some(match notice {
             Notice::Started => Event::Started { job },
             Notice::LogFault => Event::LogFault { job, errno: self.outputs.fault() },
+            Notice::LogResumed => Event::LogResumed { job, dropped_bytes: self.outputs.count().dropped_bytes },
+            Notice::LogFull => Event::LogFull { job },
             Notice::OutOfMemory => Event::OutOfMemory { job },
             Notice::MemoryHigh => Event::MemoryHigh { job },
             Notice::PidsMax => Event::PidsMax { job },
@@ -800,6 +838,8 @@ impl Job {
             return;
         }
         self.notices |= if news.fault { Notice::LogFault as u16 } else { 0 };
+        self.notices |= if news.resumed { Notice::LogResumed as u16 } else { 0 };
+        self.notices |= if news.full { Notice::LogFull as u16 } else { 0 };
         self.notices |= if news.ready { Notice::LogReady as u16 } else { 0 };
         if self.notices != 0 && !self.reports_queued {
             self.reports_queued = true;
@@ -878,7 +918,7 @@ impl Job {
     }
 
     fn on_output(&mut self, index: OutputIndex, closed: bool, lent: &mut Lent<'_>) {
-        self.outputs.set_readable(index, closed);
+        self.outputs.set_readable(index, closed, lent);
         self.read_outputs(lent);
     }
 
@@ -1124,6 +1164,10 @@ impl Job {
         if bytes > 0 && self.life.is_draining_by_deadline() {
             self.arm(Timer::DrainIdle, lent.now + lent.settings.drain_idle_max, lent);
         }
+        if self.outputs.take_kill() {
+            // If that fails, the job goes on without its log.
+            let _ = self.feed(Input::Stop(StopReason::LogFault), lent);
+        }
         match readiness {
             Readiness::More => {
                 if !std::mem::replace(&mut self.ready_queued, true) {
@@ -1133,7 +1177,7 @@ impl Job {
             Readiness::Quiet if self.life.ends_when_quiet() => {
                 let _ = self.feed(Input::OutputsQuiet, lent);
             }
-            Readiness::Quiet => {}
+            Readiness::Quiet | Readiness::Held => {}
             Readiness::Closed => {
                 let _ = self.feed(Input::OutputsClosed, lent);
             }
@@ -1293,6 +1337,6 @@ mod tests {
 
     #[test]
     fn an_idle_job_costs_less_than_a_kibibyte() {
-        assert!(size_of::<Job>() <= 896, "{} bytes", size_of::<Job>());
+        assert!(size_of::<Job>() <= 960, "{} bytes", size_of::<Job>());
     }
 }

@@ -33,6 +33,10 @@ pub(crate) enum Alarm {
     Reap,
     /// A spawn slot was waited for long enough.
     Slot,
+    /// Output that is held back, because its log cannot be written or is written too fast, may go on.
+    Log,
+    /// What was left to gather in the pipes is to be read.
+    Gather,
     /// Look again whether the child has left the host's memory.
     Leave,
 }
@@ -103,14 +107,24 @@ impl Records {
         self.bytes.extend_from_slice(bytes);
     }
 
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.bytes
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
     }
 
-    /// Empties them; returns how many of the job's own bytes were in them.
-    pub(crate) fn clear(&mut self) -> u64 {
-        self.bytes.clear();
-        std::mem::take(&mut self.content_bytes)
+    /// Takes them out, and says how many of the job's own bytes are in them. Their memory is to be [given back](Self::give_back).
+    pub(crate) fn take(&mut self) -> (Vec<u8>, u64) {
+        (std::mem::take(&mut self.bytes), std::mem::take(&mut self.content_bytes))
+    }
+
+    /// Gives back the memory of what was taken out.
+    pub(crate) fn give_back(&mut self, mut bytes: Vec<u8>) {
+        bytes.clear();
+        self.bytes = bytes;
+    }
+
+    /// Adds the word that `bytes` bytes of output are missing.
+    pub(crate) fn encode_dropped(&mut self, out: &mut Vec<u8>, time: Timestamp, bytes: u64, reason: &str) {
+        cri::encode_dropped(out, self.stamp.at(time), bytes, reason);
     }
 }
 

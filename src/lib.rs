@@ -47,7 +47,7 @@
 //! |---|---|---|
 //! | 6 | `worker`, `builder` | the public face |
 //! | 5 | `reactor` | wait, dispatch, deadlines |
-//! | 4 | `job`, `outputs`, `control`, `table`, `lent`, `log_reader` | one job put together; its outputs and log; its limits and what it used; where jobs are kept; what they are lent; a log from outside |
+//! | 4 | `job`, `outputs`, `log`, `control`, `table`, `lent`, `log_reader` | one job put together; its outputs; its log; its limits and what it used; where jobs are kept; what they are lent; a log from outside |
 //! | 3 | `kernel` | one kernel object per file: process, cgroup, log file, inotify … |
 //! | 2 | `logic` | no clock, no descriptor: lifecycle, line splitter, record codec, deadlines |
 //! | 1 | `model` | plain values: what is asked, what is answered, what went wrong |
@@ -65,6 +65,7 @@ pub mod guide;
 mod job;
 mod kernel;
 mod lent;
+mod log;
 mod log_reader;
 mod logic;
 mod model;
@@ -84,6 +85,7 @@ pub use model::event::{Event, Events};
 pub use model::id::{JobId, OwnerId};
 pub use model::leftover::Leftover;
 pub use model::limits::{IoDevice, IoMax, Limits};
+pub use model::log_policy::{LogPolicy, OnLogFault, OverRate, WhenFull};
 pub use model::output::{Capture, LogFormat, OutputStream, Record, StreamSelect, Timestamp};
 pub use model::pressure::{Pressure, PressureResource};
 pub use model::resource::Resource;

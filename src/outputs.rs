@@ -1,23 +1,28 @@
 //! Floor 4: a job's outputs on their way into its log: pipes read within a budget, lines split, records written, readers told.
 
-use std::cell::OnceCell;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::time::Duration;
 
 use crate::kernel::log_dir::LogDir;
-use crate::kernel::log_file::{LogFile, WriteFault};
 use crate::kernel::stdio::{PIPE_BYTES, ReadOutcome, enlarge_pipe, read_output};
 use crate::kernel::stream::LogStream;
-use crate::kernel::stream::progress::LogProgress;
-use crate::lent::{Alarm, Lent, OutputIndex, Queues, unix_nanos};
+use crate::kernel::watcher::Watcher;
+use crate::lent::{Alarm, Lent, OutputIndex, Queues};
+use crate::log::{Log, LogNews, Room};
 use crate::logic::deadlines::Deadline;
 use crate::logic::lines::{Ending, LineSplitter};
-use crate::logic::mark::Place;
-use crate::logic::token::Key;
+use crate::logic::pace::Pace;
+use crate::logic::token::{Key, Source};
 use crate::model::error::StreamError;
-use crate::model::output::{LogFormat, OutputStream, StreamSelect, Timestamp};
+use crate::model::output::{LogFormat, OutputStream, StreamSelect};
 use crate::model::status::OutputCount;
+
+/// Bytes that are read of a pipe at most when its output is given up: more than a busy pipe holds.
+const CLOSING_BYTES: usize = 1 << 20;
+
+/// How soon a pipe is looked at again that could not be put back into the loop.
+const GATHER_RETRY_AFTER: Duration = Duration::from_millis(10);
 
 /// One captured output.
 #[derive(Debug)]
@@ -30,26 +35,10 @@ struct Output {
     hung_up: bool,
     /// Whether the pipe was enlarged.
     enlarged: bool,
-}
-
-/// A log and what its readers are told.
-#[derive(Debug)]
-struct Log {
-    file: LogFile,
-    format: LogFormat,
-    /// Whether both outputs come through one pipe.
-    merged: bool,
-    progress: OnceCell<Arc<LogProgress>>,
-    /// The time of the last record, in nanoseconds since 1970: times never run backwards in a file.
-    last_time: u64,
-    /// Whether the last write failed.
-    failing: bool,
-    /// The error number of the last write that failed.
-    fault: i32,
-    /// Whether it was written since the open logs were last looked through.
-    recent: bool,
-    /// Whether it stands in the list of open logs.
-    listed: bool,
+    /// How it has been written to lately.
+    pace: Pace,
+    /// Whether it is out of the loop for a moment, for more to gather in the pipe.
+    is_gathering: bool,
 }
 
 /// The captured outputs of one job, and its log. Both may be missing: an output that is not captured, or at its end.
@@ -60,6 +49,8 @@ pub(crate) struct Outputs {
     log: Option<Log>,
     /// When the unfinished line of each is written as it stands.
     flush: [Deadline; 2],
+    /// When what is left to gather in the pipes is read.
+    gather: Deadline,
     /// The turn that the budget is for.
     turn: u64,
     budget_left: usize,
@@ -69,15 +60,6 @@ pub(crate) struct Outputs {
     news: LogNews,
 }
 
-/// What the job's owner is to be told of its log.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct LogNews {
-    /// Writes have begun to fail.
-    pub(crate) fault: bool,
-    /// A reader that waited has more to read, or the end.
-    pub(crate) ready: bool,
-}
-
 /// Where the outputs stand after a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Readiness {
@@ -85,42 +67,30 @@ pub(crate) enum Readiness {
     More,
     /// Nothing can be read now.
     Quiet,
+    /// Nothing is to be read now: it waits for the log.
+    Held,
     /// Every output is at its end.
     Closed,
 }
 
-/// What asking for the room of an open log came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Room {
-    /// The log was closed.
-    Made,
-    /// It was written lately: ask again.
-    Later,
-    /// It is not open.
-    None,
-}
-
 impl Outputs {
     /// The outputs of the job at `key`: the read ends of its pipes, and the log that they go to.
-    pub(crate) fn new(key: Key, pipes: [Option<OwnedFd>; 2], log: Option<(LogFile, LogFormat)>, line_bytes_max: usize) -> Self {
-        let merged = pipes[1].is_none();
-        let new_output = |fd| Output { fd, splitter: LineSplitter::new(line_bytes_max), readable: false, hung_up: false, enlarged: false };
-        let new_log = |(file, format)| Log {
-            file,
-            format,
-            merged,
-            progress: OnceCell::new(),
-            last_time: 0,
-            failing: false,
-            fault: 0,
-            recent: false,
-            listed: false,
+    pub(crate) fn new(key: Key, pipes: [Option<OwnedFd>; 2], log: Option<Log>, line_bytes_max: usize) -> Self {
+        let new_output = |fd| Output {
+            fd,
+            splitter: LineSplitter::new(line_bytes_max),
+            readable: false,
+            hung_up: false,
+            enlarged: false,
+            pace: Pace::default(),
+            is_gathering: false,
         };
         Self {
             key,
             pipes: pipes.map(|fd| fd.map(new_output)),
-            log: log.map(new_log),
+            log,
             flush: [Deadline::default(); 2],
+            gather: Deadline::default(),
             turn: 0,
             budget_left: 0,
             reads_first: 0,
@@ -139,12 +109,12 @@ impl Outputs {
     }
 
     pub(crate) fn log_path(&self, log_dir: &LogDir) -> Option<PathBuf> {
-        Some(log_dir.path_of(self.log.as_ref()?.file.name()))
+        Some(self.log.as_ref()?.path(log_dir))
     }
 
     /// The error number of the last write that failed.
     pub(crate) fn fault(&self) -> i32 {
-        self.log.as_ref().map_or(0, |log| log.fault)
+        self.log.as_ref().map_or(0, Log::fault)
     }
 
     /// What is to be told since the last time that this was asked.
@@ -152,30 +122,86 @@ impl Outputs {
         std::mem::take(&mut self.news)
     }
 
-    /// A reader of the log; `None` if there is no log.
-    pub(crate) fn stream(&self, select: StreamSelect, has_ended: bool, log_dir: &LogDir) -> Option<Result<LogStream, StreamError>> {
-        let log = self.log.as_ref()?;
-        let path = log_dir.path_of(log.file.name());
-        let file = match log.file.open_reader(log_dir.as_fd()) {
-            Ok(file) => file,
-            Err(source) => return Some(Err(StreamError::Io { path, source })),
-        };
-        let progress = log.progress.get_or_init(|| {
-            let progress = LogProgress::default();
-            progress.set_places([Place::FIRST].into_iter());
-            progress.publish(log.file.length(), has_ended, &mut Vec::new());
-            Arc::new(progress)
-        });
-        let raw_stream = log.merged.then_some(OutputStream::Stdout);
-        Some(LogStream::live(file, path, Arc::clone(progress), log.format, select, raw_stream))
+    /// Whether the job is to be killed for a log that cannot be written. Says so once.
+    pub(crate) fn take_kill(&mut self) -> bool {
+        std::mem::take(&mut self.news.kill)
     }
 
-    /// The kernel says that an output can be read; `closed`, that its other end is closed.
-    pub(crate) fn set_readable(&mut self, index: OutputIndex, closed: bool) {
-        if let Some(output) = &mut self.pipes[usize::from(index)] {
-            output.readable = true;
-            output.hung_up |= closed;
+    /// A reader of the log; `None` if there is no log.
+    pub(crate) fn stream(
+        &self,
+        select: StreamSelect,
+        has_ended: bool,
+        log_dir: &LogDir,
+        watcher: &Watcher,
+    ) -> Option<Result<LogStream, StreamError>> {
+        Some(self.log.as_ref()?.stream(select, has_ended, log_dir, watcher))
+    }
+
+    /// Something was written into a log that the job itself writes.
+    pub(crate) fn look_at_log(&mut self, lent: &mut Lent<'_>) {
+        if let Some(log) = &mut self.log {
+            self.news |= log.look(lent);
         }
+    }
+
+    /// Output that was held back may go on now. As [`read`](Self::read).
+    pub(crate) fn go_on(&mut self, lent: &mut Lent<'_>) -> (usize, Readiness) {
+        let Some(log) = &mut self.log else { return (0, self.readiness()) };
+        let (goes_on, news) = log.go_on(&mut self.count, lent);
+        self.news |= news;
+        if !goes_on {
+            return (0, self.readiness());
+        }
+        for output in self.pipes.iter_mut().flatten() {
+            output.readable = true;
+        }
+        self.read(lent)
+    }
+
+    /// Whether output waits for a log that cannot be written.
+    pub(crate) fn is_held(&self) -> bool {
+        self.log.as_ref().is_some_and(Log::is_held)
+    }
+
+    /// The kernel says that an output can be read; `closed`, that its other end is closed. What comes in many small pieces is left to gather for a moment, out of
+    /// the loop: each piece would wake it.
+    pub(crate) fn set_readable(&mut self, index: OutputIndex, closed: bool, lent: &mut Lent<'_>) {
+        let Some(output) = &mut self.pipes[usize::from(index)] else { return };
+        output.hung_up |= closed;
+        if !(output.hung_up || output.readable || output.is_gathering)
+            && let Some(wait) = output.pace.wait(lent.now, lent.settings.coalesce_time)
+        {
+            output.is_gathering = true;
+            lent.deregister(output.fd.as_fd());
+            let due = lent.now + wait;
+            if self.gather.due().is_none_or(|earlier| due < earlier) {
+                lent.deadlines.arm(&mut self.gather, due, (self.key, Alarm::Gather));
+            }
+            return;
+        }
+        output.readable = true;
+    }
+
+    /// What was left to gather is to be read. As [`read`](Self::read).
+    pub(crate) fn gathered(&mut self, lent: &mut Lent<'_>) -> (usize, Readiness) {
+        if !lent.deadlines.settle(&mut self.gather, lent.now, (self.key, Alarm::Gather)) {
+            return (0, self.readiness());
+        }
+        for output in self.pipes.iter_mut().flatten() {
+            output.readable |= output.is_gathering;
+        }
+        let (bytes, _) = self.read(lent);
+        for (index, output) in self.pipes.iter_mut().enumerate() {
+            let Some(output) = output.as_mut().filter(|output| output.is_gathering) else { continue };
+            let source = if index == 0 { Source::Stdout } else { Source::Stderr };
+            output.is_gathering = lent.register(output.fd.as_raw_fd(), self.key, source).is_err();
+            if output.is_gathering {
+                // Out of memory for a moment: it is read without being told.
+                lent.deadlines.arm(&mut self.gather, lent.now + GATHER_RETRY_AFTER, (self.key, Alarm::Gather));
+            }
+        }
+        (bytes, self.readiness())
     }
 
     /// Reads what is there, within the budget of this turn; one write to the log at the end. Returns the number of bytes, too.
@@ -210,6 +236,11 @@ impl Outputs {
         if self.flush[index].is_armed() {
             return read;
         }
+        if self.is_held() {
+            // It is looked at again when it may be written.
+            lent.deadlines.arm(&mut self.flush[index], lent.now + lent.settings.line_flush_time, alarm);
+            return read;
+        }
         if self.pipes[index].as_ref().is_some_and(|output| output.readable) {
             // The budget is spent: the next turn reads on, then it is looked at again.
             lent.deadlines.arm(&mut self.flush[index], lent.now, alarm);
@@ -220,8 +251,17 @@ impl Outputs {
         read
     }
 
-    /// Lets go of every output; what was not read is lost, what was read goes into the log.
+    /// Lets go of every output; what was not read is lost, what was read goes into the log, or is counted.
     pub(crate) fn close(&mut self, lent: &mut Lent<'_>) {
+        if let Some(log) = self.log.as_mut().filter(|log| log.is_held()) {
+            // The time to wait for the log is over. What the pipes hold was written by the job: it is to be in the log, or counted.
+            self.news |= log.give_up(&mut self.count, lent);
+            self.budget_left = lent.settings.read_budget_bytes.max(CLOSING_BYTES);
+            self.read_to_the_end();
+            for index in 0..self.pipes.len() {
+                self.read_one(index, lent);
+            }
+        }
         for index in 0..self.pipes.len() {
             self.close_one(index, lent);
         }
@@ -231,8 +271,11 @@ impl Outputs {
     /// Nobody is left to write, so what the pipes hold now is all: the next read goes on until they say that they are empty. (A short read does not
     /// say so where a job has put its pipe into packet mode.)
     pub(crate) fn read_to_the_end(&mut self) {
-        for index in 0..self.pipes.len() {
-            self.set_readable(index as OutputIndex, true);
+        if let Some(log) = &mut self.log {
+            log.lift_rate();
+        }
+        for output in self.pipes.iter_mut().flatten() {
+            (output.readable, output.hung_up) = (true, true);
         }
     }
 
@@ -243,64 +286,47 @@ impl Outputs {
 
     /// Tells the readers that nothing more will come.
     pub(crate) fn end_streams(&mut self, lent: &mut Lent<'_>) {
-        self.publish(true, lent);
+        if let Some(log) = &mut self.log {
+            self.news |= log.end(lent);
+        }
     }
 
-    /// The log is complete: tells its readers, and seals it. A log that was deleted or replaced by somebody has no seal to get.
+    /// The log is complete: tells its readers, and seals it.
     pub(crate) fn seal_log(&mut self, lent: &mut Lent<'_>) {
-        self.end_log(lent);
-        let Some(log) = &mut self.log else { return };
-        if log.file.seal(lent.log_dir.as_fd()).is_err_and(WriteFault::is_shortage) && lent.log_dir.lend_spare() {
-            let _ = log.file.seal(lent.log_dir.as_fd());
-            lent.log_dir.take_spare_back();
+        if let Some(log) = &mut self.log {
+            self.news |= log.seal(&mut self.count, lent);
         }
     }
 
     /// The job never ran: its log goes.
     pub(crate) fn delete_log(&mut self, lent: &mut Lent<'_>) {
-        self.end_log(lent);
         if let Some(mut log) = self.log.take() {
-            let _ = log.file.delete(lent.log_dir.as_fd());
+            self.news |= log.end(lent);
+            let _ = log.delete(lent.log_dir);
         }
     }
 
     /// Counts a log that has just been opened, and closes it again if too many are open.
     pub(crate) fn keep_log_open(&mut self, lent: &mut Lent<'_>) {
-        let Some(log) = self.log.as_mut().filter(|log| log.file.fd().is_some()) else { return };
-        if lent.queues.open_logs_count >= lent.settings.open_logs_max {
-            log.file.close();
-            lent.queues.open_logs_wanted += 1;
-            return;
-        }
-        lent.queues.open_logs_count += 1;
-        if !std::mem::replace(&mut log.listed, true) {
-            lent.queues.open_logs.push_back(self.key);
+        if let Some(log) = &mut self.log {
+            log.keep_open(lent);
         }
     }
 
-    /// Whether the log is open; one that has ended stays in the list of open logs until that is cleared.
+    /// Whether the log is open.
     pub(crate) fn has_open_log(&self) -> bool {
-        self.log.as_ref().is_some_and(|log| log.file.fd().is_some())
+        self.log.as_ref().is_some_and(Log::has_open_file)
     }
 
-    /// Makes room among the open logs by closing this one; one that was written lately is passed over once.
+    /// See [`Log::make_room`].
     pub(crate) fn make_room(&mut self, queues: &mut Queues) -> Room {
-        let Some(log) = self.log.as_mut().filter(|log| log.listed) else { return Room::None };
-        if log.file.fd().is_none() {
-            log.listed = false;
-            return Room::None;
-        }
-        if std::mem::take(&mut log.recent) {
-            return Room::Later;
-        }
-        log.listed = false;
-        log.file.close();
-        queues.open_logs_count = queues.open_logs_count.saturating_sub(1);
-        Room::Made
+        self.log.as_mut().map_or(Room::None, |log| log.make_room(queues))
     }
 
     fn readiness(&self) -> Readiness {
-        if self.pipes.iter().flatten().any(|output| output.readable) {
+        if self.is_held() && self.is_open() {
+            Readiness::Held
+        } else if self.pipes.iter().flatten().any(|output| output.readable) {
             Readiness::More
         } else if self.is_open() {
             Readiness::Quiet
@@ -312,6 +338,9 @@ impl Outputs {
     /// Reads one output until it is empty, at its end, or the budget is spent. Returns the number of bytes.
     fn read_one(&mut self, index: usize, lent: &mut Lent<'_>) -> usize {
         let mut total = 0;
+        if self.is_held() {
+            return total;
+        }
         while let Some(output) = self.pipes[index].as_mut().filter(|output| output.readable && self.budget_left > 0) {
             match read_output(output.fd.as_fd(), lent.read_buffer) {
                 Ok(ReadOutcome::Bytes(count)) => {
@@ -320,6 +349,7 @@ impl Outputs {
                     if count >= PIPE_BYTES && !std::mem::replace(&mut output.enlarged, true) {
                         enlarge_pipe(output.fd.as_fd());
                     }
+                    output.pace.note_read(count, lent.now);
                     total += count;
                     self.budget_left = self.budget_left.saturating_sub(count);
                     self.take_bytes(index, count, lent);
@@ -344,7 +374,7 @@ impl Outputs {
         let held_before = output.splitter.held();
         let records = &mut *lent.records;
         let mut lines = 0;
-        match log.format {
+        match log.format() {
             LogFormat::Cri => {
                 let time = log.now();
                 output.splitter.push(chunk, |piece| {
@@ -354,7 +384,7 @@ impl Outputs {
             }
             LogFormat::Raw => {
                 lines = memchr::memchr_iter(b'\n', chunk).count() as u64;
-                if log.merged {
+                if log.is_merged() {
                     // One pipe: nothing to keep apart.
                     records.push_raw(chunk);
                 } else {
@@ -379,7 +409,7 @@ impl Outputs {
             return;
         }
         let (time, records) = (log.now(), &mut *lent.records);
-        output.splitter.flush(|piece| match log.format {
+        output.splitter.flush(|piece| match log.format() {
             LogFormat::Raw => records.push_raw(piece.bytes),
             LogFormat::Cri => records.push_piece(time, stream_of(index), piece),
         });
@@ -387,40 +417,8 @@ impl Outputs {
 
     /// Writes the records of this pass, all in one.
     fn write(&mut self, lent: &mut Lent<'_>) {
-        if lent.records.bytes().is_empty() {
-            return;
-        }
-        let Some(log) = &mut self.log else { return };
-        let was_open = log.file.fd().is_some();
-        let mut written = log.file.append(lent.log_dir.as_fd(), lent.records.bytes());
-        if written.is_err_and(WriteFault::is_shortage) && lent.log_dir.lend_spare() {
-            written = log.file.append(lent.log_dir.as_fd(), lent.records.bytes());
-            log.file.close();
-            lent.log_dir.take_spare_back();
-        }
-        let content_bytes = lent.records.clear();
-        match written {
-            Ok(()) => {
-                log.failing = false;
-                log.recent = true;
-            }
-            Err(fault) => {
-                self.count.dropped_bytes += content_bytes;
-                log.fault = fault.errno;
-                self.news.fault |= !std::mem::replace(&mut log.failing, true);
-            }
-        }
-        self.publish(false, lent);
-        if !was_open {
-            self.keep_log_open(lent);
-        }
-    }
-
-    /// Tells the streams of the log how far it reaches.
-    fn publish(&mut self, ended: bool, lent: &mut Lent<'_>) {
-        let Some(log) = &self.log else { return };
-        if let Some(progress) = log.progress.get() {
-            self.news.ready |= progress.publish(log.file.length(), ended, &mut lent.queues.wakers);
+        if let Some(log) = &mut self.log {
+            self.news |= log.write(&mut self.count, lent);
         }
     }
 
@@ -431,21 +429,9 @@ impl Outputs {
         if let Some(output) = self.pipes[index].take() {
             lent.deregister(output.fd.as_fd());
         }
-    }
-
-    fn end_log(&mut self, lent: &mut Lent<'_>) {
-        self.publish(true, lent);
-        if self.has_open_log() {
-            lent.queues.open_logs_count = lent.queues.open_logs_count.saturating_sub(1);
+        if !self.is_open() {
+            lent.deadlines.remove(&mut self.gather, (self.key, Alarm::Gather));
         }
-    }
-}
-
-impl Log {
-    /// The time for the next records.
-    fn now(&mut self) -> Timestamp {
-        self.last_time = self.last_time.max(unix_nanos());
-        Timestamp::from_unix_nanos(self.last_time)
     }
 }
 

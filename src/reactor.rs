@@ -14,11 +14,11 @@ use crate::kernel::log_dir::LogDir;
 use crate::kernel::spawner::Spawner;
 use crate::kernel::watcher::{Watched, Watcher};
 use crate::lent::{Alarm, Lent, Queues, Records};
+use crate::log::Room;
 use crate::logic::deadlines::DeadlineQueue;
 use crate::logic::token::{Key, Target};
 use crate::model::error::{BuildError, TurnError};
 use crate::model::settings::Settings;
-use crate::outputs::Room;
 use crate::table::Table;
 
 /// Readiness events handled in one turn before the caller gets a word in, in units of the poll's capacity.
@@ -50,7 +50,7 @@ pub(crate) struct Reactor {
     deadlines: DeadlineQueue<(Key, Alarm)>,
     /// When to look again at the children on spawn slots, and how long the look after that is off.
     next_look: Option<(Instant, Duration)>,
-    watcher: Watcher,
+    pub(crate) watcher: Watcher,
     pub(crate) spawner: Spawner,
     read_buffer: Box<[u8]>,
     records: Records,

@@ -18,7 +18,8 @@ use crate::model::event::Events;
 use crate::model::id::{JobId, OwnerId};
 use crate::model::leftover::Leftover;
 use crate::model::limits::Limits;
-use crate::model::output::{OutputStream, StreamSelect};
+use crate::model::log_policy::LogPolicy;
+use crate::model::output::{LogFormat, OutputStream, StreamSelect};
 use crate::model::pressure::{Pressure, PressureResource};
 use crate::model::signal::Signal;
 use crate::model::status::{Status, StopReason};
@@ -260,7 +261,7 @@ impl Worker {
     /// # Errors
     /// As `stream`, and [`StreamError::NotSeparable`] for one stream of a raw log that has two.
     pub fn stream_select(&self, job: JobId, select: StreamSelect) -> Result<LogStream, StreamError> {
-        self.table.by_id(job).ok_or(StreamError::NotFound { job })?.stream(select, &self.reactor.log_dir)
+        self.table.by_id(job).ok_or(StreamError::NotFound { job })?.stream(select, &self.reactor.log_dir, &self.reactor.watcher)
     }
 
     /// A job's output as a blocking reader, which turns the loop while it waits. Events are kept for the next [`turn`](Self::turn).
@@ -350,12 +351,13 @@ impl Worker {
 
     fn start_for(&mut self, command: &Command, owner: OwnerId) -> Result<JobId, StartError> {
         command.check()?;
+        let plan = command.log_plan(self.reactor.settings.log_format, self.reactor.settings.log_policy)?;
         let jobs_max = self.reactor.settings.jobs_max;
         if self.unfinished_jobs() >= jobs_max {
             return Err(StartError::TooManyJobs { jobs_max });
         }
-        let started = match self.try_start(command, owner) {
-            Err(failure) if self.is_clone3_refused(&failure) => self.try_start(command, owner),
+        let started = match self.try_start(command, plan, owner) {
+            Err(failure) if self.is_clone3_refused(&failure) => self.try_start(command, plan, owner),
             started => started,
         };
         // If arming fails, so does the next turn, which says so.
@@ -364,9 +366,9 @@ impl Worker {
         Ok(started?)
     }
 
-    fn try_start(&mut self, command: &Command, owner: OwnerId) -> Result<JobId, StartFailure> {
+    fn try_start(&mut self, command: &Command, plan: (LogFormat, LogPolicy), owner: OwnerId) -> Result<JobId, StartFailure> {
         let key = self.table.next_key();
-        let job = Job::prepare(command, owner, key, &mut self.host, &mut self.reactor.lend())?;
+        let job = Job::prepare(command, plan, owner, key, &mut self.host, &mut self.reactor.lend())?;
         let id = job.id;
         self.table.insert(key, job);
         if !self.reactor.spawner.has_slot() || !self.reactor.queues.waiting_for_slot.is_empty() {

@@ -40,16 +40,43 @@ struct Line {
     stream: String,
     is_full: bool,
     message: Vec<u8>,
+    /// Whether no job has written it.
+    is_word: bool,
 }
 
-/// Reads a whole CRI log; every byte of it has to belong to a record.
+/// Reads a whole CRI log; every byte of it has to belong to a record. Those that tell of missing output are left out: see [`missing_in`].
 fn parse_cri(log: &[u8]) -> Vec<Line> {
+    let (missing, lines) = parse_all(log).into_iter().partition::<Vec<_>, _>(is_word_of_missing);
+    assert_eq!(missing.len(), missing_in(log).len());
+    lines
+}
+
+/// What the log says of missing output: how many bytes, and why.
+fn missing_in(log: &[u8]) -> Vec<(u64, String)> {
+    let words = parse_all(log).into_iter().filter(is_word_of_missing).map(|line| String::from_utf8(line.message).expect("a sentence"));
+    let parts = words.map(|word| {
+        let (number, reason) = word.trim_end().strip_prefix("[iron-exec: ")?.split_once(" bytes of output are missing here: ")?;
+        Some((number.parse().ok()?, reason.strip_suffix(']')?.to_owned()))
+    });
+    parts.map(|parts| parts.expect("a sentence of its kind")).collect()
+}
+
+fn is_word_of_missing(line: &Line) -> bool {
+    line.is_word
+}
+
+fn parse_all(log: &[u8]) -> Vec<Line> {
     assert!(log.is_empty() || log.ends_with(b"\n"), "the log ends in the middle of a record");
     let lines = log.split_inclusive(|byte| *byte == b'\n').map(|line| &line[..line.len() - 1]);
     let lines = lines.map(|line| {
         let parts = FLUENT_BIT.captures(line).unwrap_or_else(|| panic!("no record: {:?}", String::from_utf8_lossy(line)));
         let text = |name: &str| String::from_utf8(parts[name].to_vec()).expect("the header is ASCII");
-        Line { nanos: nanos_of(&text("time")), stream: text("stream"), is_full: &text("logtag") == "F", message: parts["message"].to_vec() }
+        let (time, is_word) = match text("time").strip_suffix("+00:00") {
+            Some(time) => (format!("{time}Z"), true),
+            None => (text("time"), false),
+        };
+        let (nanos, is_full) = (nanos_of(&time), &text("logtag") == "F");
+        Line { nanos, stream: text("stream"), is_full, message: parts["message"].to_vec(), is_word }
     });
     let lines: Vec<Line> = lines.collect();
     assert!(lines.is_sorted_by_key(|line| line.nanos), "times run backwards");
@@ -598,6 +625,11 @@ fn faults(events: &[Event]) -> Vec<i32> {
     events.iter().filter_map(|event| if let Event::LogFault { errno, .. } = event { Some(*errno) } else { None }).collect()
 }
 
+fn resumptions(events: &[Event]) -> Vec<u64> {
+    let resumed = |event: &Event| if let Event::LogResumed { dropped_bytes, .. } = event { Some(*dropped_bytes) } else { None };
+    events.iter().filter_map(resumed).collect()
+}
+
 /// A log in `builder`'s directory has no room (`set_full(log, true)`) and has it again: what was dropped is counted to the byte and told once each time.
 fn full_logs_cost_counted_bytes(builder: Builder, format: LogFormat, errno: i32, mut set_full: impl FnMut(&Path, bool)) {
     let mut worker = builder.line_flush_time(NEVER).log_format(format).build().unwrap();
@@ -629,6 +661,12 @@ fn full_logs_cost_counted_bytes(builder: Builder, format: LogFormat, errno: i32,
         assert_eq!(lines, kept, "the file ends in whole records");
     }
     assert_eq!(faults(&seen), [errno, errno], "told once for each run of failures");
+    assert_eq!(resumptions(&seen), [2 * 9001, 4 * 9001], "so is that it works again");
+    if format == LogFormat::Cri {
+        let reason = if errno == ENOSPC { "no space left on device" } else { "file too large" };
+        let missing = vec![(2 * 9001, reason.to_owned()); 2];
+        assert_eq!(missing_in(&fs::read(&log).unwrap()), missing, "the log says what is missing, where it is missing");
+    }
     drop(stdin);
     let status = finish(&mut worker, job);
     assert_eq!(

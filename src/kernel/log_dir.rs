@@ -158,23 +158,35 @@ impl LogDir {
         self.path.join(name)
     }
 
-    /// Marks a log file as this worker's.
+    /// Marks a log file, which is called `name`, as this worker's.
     pub(crate) fn mark(&mut self, log: BorrowedFd<'_>, name: &str, format: LogFormat, place: Place) -> io::Result<()> {
-        let mark = Mark { worker: self.worker, format, place }.encode();
-        if self.table.is_none() {
-            match rustix::fs::fsetxattr(log, MARK_XATTR, mark.as_bytes(), XattrFlags::empty()) {
-                Err(Errno::OPNOTSUPP | Errno::PERM | Errno::NOSPC) => {}
-                other => return Ok(other?),
-            }
+        if self.mark_by_attribute(log, format, place)? { Ok(()) } else { self.mark_in_table(name, format, place) }
+    }
+
+    /// Marks a log file by its attribute; `false` if there can be none.
+    pub(crate) fn mark_by_attribute(&self, log: BorrowedFd<'_>, format: LogFormat, place: Place) -> io::Result<bool> {
+        if self.table.is_some() {
+            return Ok(false);
         }
+        let mark = Mark { worker: self.worker, format, place }.encode();
+        match rustix::fs::fsetxattr(log, MARK_XATTR, mark.as_bytes(), XattrFlags::empty()) {
+            Ok(()) => Ok(true),
+            Err(Errno::OPNOTSUPP | Errno::PERM | Errno::NOSPC) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Marks the log file that is called `name` by a line in this worker's table.
+    pub(crate) fn mark_in_table(&mut self, name: &str, format: LogFormat, place: Place) -> io::Result<()> {
+        let mark = Mark { worker: self.worker, format, place }.encode();
         let table = match self.table.take() {
             Some(table) => table,
             None => self.make_table()?,
         };
         let table = self.table.insert(table);
         let line = format!("{name} {mark}\n");
-        rustix::io::retry_on_intr(|| rustix::io::write(&*table, line.as_bytes()))?;
-        Ok(())
+        let written = rustix::io::retry_on_intr(|| rustix::io::write(&*table, line.as_bytes()))?;
+        if written < line.len() { Err(Errno::NOSPC.into()) } else { Ok(()) }
     }
 
     /// Closes the descriptor in reserve, so that one file can be opened; `false` if it is lent already.

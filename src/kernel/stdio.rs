@@ -44,8 +44,8 @@ pub(crate) struct Stdio {
 }
 
 impl Stdio {
-    /// Makes what `stdin` and `capture` ask for. The child's ends of pipes get numbers from `low_fds` up.
-    pub(crate) fn new(stdin: &Stdin, capture: Capture, null: &Arc<OwnedFd>, low_fds: i32) -> io::Result<Self> {
+    /// Makes what `stdin` and `capture` ask for; `log` is what the job writes into by itself. The child's ends of pipes get numbers from `low_fds` up.
+    pub(crate) fn new(stdin: &Stdin, capture: Capture, log: Option<BorrowedFd<'_>>, null: &Arc<OwnedFd>, low_fds: i32) -> io::Result<Self> {
         let (stdin, to_stdin) = match stdin {
             Stdin::Null => (ChildEnd::Shared(Arc::clone(null)), None),
             Stdin::Bytes(bytes) => (ChildEnd::Made(memory_file(bytes)?), None),
@@ -77,6 +77,11 @@ impl Stdio {
                 let (out_write, err_write) = (raised(out_write, low_fds)?, raised(err_write, low_fds)?);
                 (ChildEnd::Made(out_write), Some(ChildEnd::Made(err_write)), [Some(out_read), Some(err_read)])
             }
+            // Not the job's own, as a pipe is: whoever owns the file could open it again, and change what is in it.
+            Capture::Direct => match log {
+                Some(log) => (ChildEnd::Shared(Arc::new(rustix::io::fcntl_dupfd_cloexec(log, low_fds)?)), None, [None, None]),
+                None => (null(), None, [None, None]),
+            },
             Capture::Discard => (null(), None, [None, None]),
         };
         Ok(Self { stdin, stdout, stderr, to_stdin, from })

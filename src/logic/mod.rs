@@ -1,5 +1,6 @@
 //! Floor 2: logic without I/O. No clock, no descriptor: time is an argument, bytes come in and go out.
 
+pub(crate) mod bucket;
 pub(crate) mod cgroup_text;
 pub mod cri;
 pub(crate) mod deadlines;
@@ -10,4 +11,5 @@ pub(crate) mod lifecycle;
 pub(crate) mod lines;
 pub(crate) mod mark;
 pub(crate) mod names;
+pub(crate) mod pace;
 pub(crate) mod token;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::model::error::CommandError;
 use crate::model::id::OwnerId;
 use crate::model::limits::Limits;
+use crate::model::log_policy::LogPolicy;
 use crate::model::output::{Capture, LogFormat};
 use crate::model::resource::Resource;
 use crate::model::signal::Signal;
@@ -43,6 +44,7 @@ pub struct Command {
     pub(crate) stdin: Stdin,
     pub(crate) capture: Capture,
     pub(crate) log_format: Option<LogFormat>,
+    pub(crate) log_policy: Option<LogPolicy>,
     pub(crate) fds: Vec<(i32, Arc<OwnedFd>)>,
     pub(crate) uid: Option<u32>,
     pub(crate) gid: Option<u32>,
@@ -100,6 +102,7 @@ impl Command {
             stdin: Stdin::Null,
             capture: Capture::default(),
             log_format: None,
+            log_policy: None,
             fds: Vec::new(),
             uid: None,
             gid: None,
@@ -197,9 +200,15 @@ impl Command {
         self
     }
 
-    /// The format of this job's log. Default: the worker's.
+    /// The format of this job's log. Default: the worker's; with [`Capture::Direct`] it can only be raw.
     pub fn log_format(mut self, format: LogFormat) -> Self {
         self.log_format = Some(format);
+        self
+    }
+
+    /// The bounds of this job's log, and what happens at them. Default: the worker's; with [`Capture::Direct`] there are none.
+    pub fn log_policy(mut self, policy: LogPolicy) -> Self {
+        self.log_policy = Some(policy);
         self
     }
 
@@ -296,6 +305,16 @@ impl Command {
         self
     }
 
+    /// How the job's output is logged, where the command leaves it to the worker.
+    pub(crate) fn log_plan(&self, format: LogFormat, policy: LogPolicy) -> Result<(LogFormat, LogPolicy), CommandError> {
+        if self.capture == Capture::Direct || !self.capture.is_logged() {
+            return Ok((LogFormat::Raw, LogPolicy::default()));
+        }
+        let (format, policy) = (self.log_format.unwrap_or(format), self.log_policy.unwrap_or(policy));
+        policy.check_for(self.capture, format)?;
+        Ok((format, policy))
+    }
+
     /// Whether `start` waits for the program to be executed. Default: what the builder says.
     pub fn confirm(mut self, confirm: bool) -> Self {
         self.confirm = Some(confirm);
@@ -310,7 +329,8 @@ impl Command {
     /// Checks everything that can be checked before anything exists; `start` calls it first.
     ///
     /// # Errors
-    /// The first thing found wrong: an empty program, a NUL byte, a value out of its range, a file descriptor number given twice.
+    /// The first thing found wrong: an empty program, a NUL byte, a value out of its range, a file descriptor number given twice, two things that exclude
+    /// each other.
     pub fn check(&self) -> Result<(), CommandError> {
         if self.program.is_empty() {
             return Err(CommandError::EmptyProgram);
@@ -355,6 +375,16 @@ impl Command {
             in_range(what, id.map(i64::from), 0, i64::from(u32::MAX - 1))?;
         }
         self.limits.check()?;
+        if self.capture == Capture::Direct && self.log_format == Some(LogFormat::Cri) {
+            return Err(CommandError::Conflict {
+                what: "the CRI format with direct capture",
+                reason: "the job writes its bytes and nothing else",
+            });
+        }
+        if let Some(policy) = &self.log_policy {
+            policy.check()?;
+            policy.check_for(self.capture, self.log_format.unwrap_or_default())?;
+        }
         for (resource, soft, hard) in &self.rlimits {
             if soft > hard {
                 return Err(CommandError::Rlimit { resource: *resource, soft: *soft, hard: *hard });
@@ -413,6 +443,10 @@ mod tests {
             Command::new("true").fd(-1, fd()),
             Command::new("true").fd(FD_NUMBER_MAX + 1, fd()),
             Command::new("true").fd(5, fd()).fd(5, fd()),
+            Command::new("true").capture(Capture::Direct).log_format(LogFormat::Cri),
+            Command::new("true").capture(Capture::Direct).log_policy(LogPolicy::new().bytes_max(1 << 20)),
+            Command::new("true").capture(Capture::Discard).log_policy(LogPolicy::new().bytes_max(1 << 20)),
+            Command::new("true").log_policy(LogPolicy::new().bytes_max(1)),
         ];
         for command in wrong {
             assert!(command.check().is_err(), "{command:?}");

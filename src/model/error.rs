@@ -72,6 +72,14 @@ pub enum CommandError {
         /// The path.
         path: PathBuf,
     },
+    /// Two things were asked for that exclude each other.
+    #[error("{what}: {reason}")]
+    Conflict {
+        /// What was asked for.
+        what: &'static str,
+        /// Why it cannot be.
+        reason: &'static str,
+    },
     /// A soft limit above its hard limit.
     #[error("the soft limit {soft} of {resource:?} is above its hard limit {hard}")]
     Rlimit {
@@ -482,6 +490,12 @@ pub enum BuildError {
         /// The cause.
         source: io::Error,
     },
+    /// The policy of the logs has something in it that cannot be.
+    #[error("the log policy cannot be used")]
+    LogPolicy {
+        /// What is wrong with it.
+        source: CommandError,
+    },
     /// A rung of the spawn ladder was asked for that this machine does not have.
     #[error("the spawn rung {rung} cannot be had here: {reason}")]
     Rung {
@@ -519,6 +533,7 @@ pub(crate) mod errno {
     pub(crate) const EPERM: i32 = 1;
     pub(crate) const ENOENT: i32 = 2;
     pub(crate) const ESRCH: i32 = 3;
+    pub(crate) const EIO: i32 = 5;
     pub(crate) const E2BIG: i32 = 7;
     pub(crate) const ENOEXEC: i32 = 8;
     pub(crate) const EBADF: i32 = 9;
@@ -528,7 +543,12 @@ pub(crate) mod errno {
     pub(crate) const EINVAL: i32 = 22;
     pub(crate) const ENFILE: i32 = 23;
     pub(crate) const EMFILE: i32 = 24;
+    pub(crate) const EFBIG: i32 = 27;
+    pub(crate) const ENOSPC: i32 = 28;
+    pub(crate) const EROFS: i32 = 30;
     pub(crate) const ENOSYS: i32 = 38;
     pub(crate) const EOPNOTSUPP: i32 = 95;
+    pub(crate) const ESTALE: i32 = 116;
+    pub(crate) const EDQUOT: i32 = 122;
     pub(crate) const ECANCELED: i32 = 125;
 }

@@ -30,13 +30,25 @@ pub enum Event {
         /// The job.
         job: JobId,
     },
-    /// The job's log could not be written; bytes were dropped, the job goes on. Reported once per run of failures. (A host under RLIMIT_FSIZE must
-    /// ignore SIGXFSZ, or the kernel ends it before it hears of EFBIG.)
+    /// The job's log could not be written. What follows from that is the policy's ([`OnLogFault`](crate::OnLogFault)). Reported once per run of failures. (A host
+    /// under RLIMIT_FSIZE must ignore SIGXFSZ, or the kernel ends it before it hears of EFBIG.)
     LogFault {
         /// The job.
         job: JobId,
         /// The error number, for instance ENOSPC.
         errno: i32,
+    },
+    /// The job's log can be written again.
+    LogResumed {
+        /// The job.
+        job: JobId,
+        /// Bytes of the job's output that are missing in the log by now, in all: see [`OutputCount::dropped_bytes`](crate::OutputCount::dropped_bytes).
+        dropped_bytes: u64,
+    },
+    /// The job's log is full, and from here on its end is dropped: see [`WhenFull::DropTail`](crate::WhenFull::DropTail).
+    LogFull {
+        /// The job.
+        job: JobId,
     },
     /// The out-of-memory killer has killed a process of the job, or all of them: it was at its `memory.max`, or a cgroup above was. Of the main process
     /// [`Status::oom_killed`](crate::Status::oom_killed) tells. Comes while the job runs if it has a limit on memory; else at its end.
@@ -97,6 +109,8 @@ impl Event {
             | Event::StartFailed { job, .. }
             | Event::LogReady { job }
             | Event::LogFault { job, .. }
+            | Event::LogResumed { job, .. }
+            | Event::LogFull { job }
             | Event::OutOfMemory { job }
             | Event::MemoryHigh { job }
             | Event::PidsMax { job }

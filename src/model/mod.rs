@@ -7,6 +7,7 @@ pub(crate) mod event;
 pub(crate) mod id;
 pub(crate) mod leftover;
 pub(crate) mod limits;
+pub(crate) mod log_policy;
 pub(crate) mod output;
 pub(crate) mod pressure;
 pub(crate) mod resource;

@@ -30,6 +30,9 @@ pub enum Capture {
     Split,
     /// One pipe into the log: exactly the order in which the job wrote, everything counts as stdout.
     Merged,
+    /// The log file itself is the job's stdout and stderr, with nothing of ours in between: no cost, and no way to hold it back. The log is
+    /// [`LogFormat::Raw`] and has no bounds; nothing of it is counted but its bytes, at the end.
+    Direct,
     /// No log: the job writes to the host's own stdout and stderr.
     Inherit,
     /// No log: the caller reads the pipes (see [`Worker::take_stdout`](crate::Worker::take_stdout)). A job whose pipes nobody reads waits once they
@@ -42,6 +45,11 @@ pub enum Capture {
 impl Capture {
     /// Whether output in this mode is written to a log file.
     pub fn is_logged(self) -> bool {
+        matches!(self, Capture::Split | Capture::Merged | Capture::Direct)
+    }
+
+    /// Whether the loop reads the output from pipes and writes it to a log file.
+    pub(crate) fn is_pumped(self) -> bool {
         matches!(self, Capture::Split | Capture::Merged)
     }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::model::capabilities::Rung;
+use crate::model::log_policy::LogPolicy;
 use crate::model::output::LogFormat;
 
 /// The environment that jobs start from.
@@ -36,6 +37,7 @@ pub enum CgroupBase {
 pub(crate) struct Settings {
     pub(crate) log_dir: PathBuf,
     pub(crate) log_format: LogFormat,
+    pub(crate) log_policy: LogPolicy,
     pub(crate) cgroup_base: CgroupBase,
     pub(crate) take_over_cgroup: bool,
     pub(crate) enable_controllers: bool,
@@ -54,6 +56,7 @@ pub(crate) struct Settings {
     pub(crate) poll_events_max: usize,
     pub(crate) line_bytes_max: usize,
     pub(crate) line_flush_time: Duration,
+    pub(crate) coalesce_time: Duration,
     pub(crate) drain_idle_max: Duration,
     pub(crate) drain_total_max: Duration,
 }
@@ -63,6 +66,7 @@ impl Default for Settings {
         Self {
             log_dir: PathBuf::from("/tmp"),
             log_format: LogFormat::default(),
+            log_policy: LogPolicy::default(),
             cgroup_base: CgroupBase::default(),
             take_over_cgroup: false,
             enable_controllers: false,
@@ -81,6 +85,7 @@ impl Default for Settings {
             poll_events_max: 1024,
             line_bytes_max: 16 << 10,
             line_flush_time: Duration::from_millis(100),
+            coalesce_time: Duration::from_millis(1),
             drain_idle_max: Duration::from_millis(500),
             drain_total_max: Duration::from_secs(5),
         }

@@ -82,15 +82,18 @@ pub enum StopReason {
     Timeout,
     /// The worker was dropped.
     WorkerDropped,
+    /// Its log could not be written: [`OnLogFault::Kill`](crate::OnLogFault::Kill).
+    LogFault,
 }
 
 impl StopReason {
-    /// The reason in lower case: "requested", "timeout" or "worker_dropped".
+    /// The reason in lower case: "requested", "timeout", "worker_dropped" or "log_fault".
     pub fn as_str(self) -> &'static str {
         match self {
             StopReason::Requested => "requested",
             StopReason::Timeout => "timeout",
             StopReason::WorkerDropped => "worker_dropped",
+            StopReason::LogFault => "log_fault",
         }
     }
 }
@@ -129,8 +132,12 @@ pub struct OutputCount {
     pub stderr_bytes: u64,
     /// Line feeds among them.
     pub lines: u64,
-    /// Bytes that are not in the log because it could not be written.
+    /// Bytes that are not in the log because it could not be written, was full, or they came too fast: see [`LogPolicy`](crate::LogPolicy).
     pub dropped_bytes: u64,
+    /// Bytes that were in files of the log which were deleted because it was rotated.
+    pub deleted_bytes: u64,
+    /// How often the log was rotated.
+    pub rotations: u64,
     /// Whether the outputs were closed before their end: a process that escaped the job's tree still held them.
     pub cut_off: bool,
 }

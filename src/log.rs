@@ -1,0 +1,747 @@
+//! Floor 4: one job's log: records on their way into its files, within its bounds, whatever the disk does.
+
+use std::cell::{Cell, OnceCell};
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use memchr::{memchr, memrchr};
+
+use crate::kernel::log_dir::LogDir;
+use crate::kernel::log_file::{Inode, LogFile, WriteFault};
+use crate::kernel::stream::LogStream;
+use crate::kernel::stream::progress::LogProgress;
+use crate::kernel::watcher::{Watch, Watcher};
+use crate::lent::{Alarm, Lent, Queues, unix_nanos};
+use crate::logic::bucket::Bucket;
+use crate::logic::cri::{Decoded, Decoder};
+use crate::logic::deadlines::Deadline;
+use crate::logic::mark::Place;
+use crate::logic::token::Key;
+use crate::model::error::{StreamError, errno};
+use crate::model::log_policy::{LogPolicy, OnLogFault, OverRate, WhenFull};
+use crate::model::output::{LogFormat, OutputStream, StreamSelect, Timestamp};
+use crate::model::status::OutputCount;
+
+/// How soon writing is tried again where output waits for it, at first and at most.
+const RETRY_AFTER_MIN: Duration = Duration::from_millis(20);
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(1);
+
+/// Bytes of a full log that are kept free for the record which says how much is missing.
+const LAST_WORD_BYTES: u64 = 192;
+
+/// A log and what its readers are told.
+#[derive(Debug)]
+pub(crate) struct Log {
+    key: Key,
+    file: LogFile,
+    format: LogFormat,
+    /// Whether both outputs come through one pipe, or the job itself writes.
+    is_merged: bool,
+    /// Whether the job itself writes.
+    is_direct: bool,
+    /// Whether the last write failed.
+    is_failing: bool,
+    /// Whether it was written since the open logs were last looked through.
+    is_recent: bool,
+    /// Whether it stands in the list of open logs.
+    is_listed: bool,
+    /// The error number of the last write that failed.
+    fault: i32,
+    /// The time of the last record, in nanoseconds since 1970: times never run backwards in a log.
+    last_time: u64,
+    progress: OnceCell<Arc<LogProgress>>,
+    /// Tells readers of a log that the job itself writes.
+    watch: Cell<Option<Watch>>,
+    /// What only a log has that is bounded, or could not be written once.
+    bounds: Option<Box<Bounds>>,
+}
+
+/// The bounds of a log, and where it stands within them.
+#[derive(Debug)]
+struct Bounds {
+    policy: LogPolicy,
+    /// The files that are full and kept, oldest first.
+    earlier: VecDeque<EarlierFile>,
+    /// The place of the file that is being written.
+    place: Place,
+    /// How many of the job's own bytes are in it.
+    content_bytes: u64,
+    /// The job's bytes that were dropped since the log last said so, and why.
+    missing: (u64, Reason),
+    /// What is dropped because the log is full: its end, or its middle.
+    cut: Option<Cut>,
+    bucket: Option<Bucket>,
+    hold: Option<Hold>,
+    /// When what is held back may go on.
+    alarm: Deadline,
+    retry_after: Duration,
+    /// Nobody will wait for the log any more.
+    is_given_up: bool,
+}
+
+/// A file of the log that is full.
+#[derive(Debug)]
+struct EarlierFile {
+    place: Place,
+    inode: Inode,
+    content_bytes: u64,
+}
+
+/// What of a log is cut away because it is full.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cut {
+    bytes: u64,
+    /// Where in the last file the record stands that says so.
+    offset: Option<u64>,
+}
+
+/// Why output is not read for a while.
+#[derive(Debug)]
+enum Hold {
+    /// It came too fast.
+    Rate,
+    /// These records could not be written; so many of the job's own bytes are in them.
+    Fault { records: Vec<u8>, content_bytes: u64 },
+}
+
+/// Why output is missing in a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reason {
+    Fault(i32),
+    Rate,
+    Full,
+}
+
+/// What the job's owner is to be told of its log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LogNews {
+    /// Writes have begun to fail.
+    pub(crate) fault: bool,
+    /// Writing works again.
+    pub(crate) resumed: bool,
+    /// It is full, and something of it is being dropped.
+    pub(crate) full: bool,
+    /// A reader that waited has more to read, or the end.
+    pub(crate) ready: bool,
+    /// The job is to be killed for a log that cannot be written.
+    pub(crate) kill: bool,
+}
+
+impl std::ops::BitOrAssign for LogNews {
+    fn bitor_assign(&mut self, other: Self) {
+        self.fault |= other.fault;
+        self.resumed |= other.resumed;
+        self.full |= other.full;
+        self.ready |= other.ready;
+        self.kill |= other.kill;
+    }
+}
+
+/// Why not all records were written.
+enum Refusal {
+    Fault(WriteFault),
+    Full,
+}
+
+impl From<WriteFault> for Refusal {
+    fn from(fault: WriteFault) -> Self {
+        Refusal::Fault(fault)
+    }
+}
+
+/// What asking for the room of an open log came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// The log was closed.
+    Made,
+    /// It was written lately: ask again.
+    Later,
+    /// It is not open.
+    None,
+}
+
+impl Log {
+    /// The log of the job at `key`. `pipes`: how many its output comes through; 0 if the job itself writes.
+    pub(crate) fn new(key: Key, file: LogFile, format: LogFormat, policy: LogPolicy, pipes: usize, now: Instant) -> Self {
+        let is_plain = policy == LogPolicy::default();
+        Self {
+            key,
+            file,
+            format,
+            is_merged: pipes < 2,
+            is_direct: pipes == 0,
+            is_failing: false,
+            is_recent: false,
+            is_listed: false,
+            fault: 0,
+            last_time: 0,
+            progress: OnceCell::new(),
+            watch: Cell::new(None),
+            bounds: (!is_plain).then(|| Box::new(Bounds::new(policy, now))),
+        }
+    }
+
+    pub(crate) fn format(&self) -> LogFormat {
+        self.format
+    }
+
+    /// Whether both outputs come through one pipe.
+    pub(crate) fn is_merged(&self) -> bool {
+        self.is_merged
+    }
+
+    pub(crate) fn path(&self, log_dir: &LogDir) -> PathBuf {
+        log_dir.path_of(self.file.name())
+    }
+
+    /// The error number of the last write that failed.
+    pub(crate) fn fault(&self) -> i32 {
+        self.fault
+    }
+
+    /// The time for the next records.
+    pub(crate) fn now(&mut self) -> Timestamp {
+        self.last_time = self.last_time.max(unix_nanos());
+        Timestamp::from_unix_nanos(self.last_time)
+    }
+
+    /// Whether the job's output is not to be read now.
+    pub(crate) fn is_held(&self) -> bool {
+        self.bounds.as_ref().is_some_and(|bounds| bounds.hold.is_some())
+    }
+
+    /// A reader of the log.
+    pub(crate) fn stream(
+        &self,
+        select: StreamSelect,
+        has_ended: bool,
+        log_dir: &LogDir,
+        watcher: &Watcher,
+    ) -> Result<LogStream, StreamError> {
+        let path = self.path(log_dir);
+        let failed = |source: io::Error| StreamError::Io { path: path.clone(), source };
+        if self.is_direct && !has_ended && self.watch.get().is_none() {
+            // Before the file is read, or what is written in between would be told to nobody.
+            self.watch.set(Some(watcher.watch_log(&path, self.key).map_err(failed)?));
+        }
+        let file = self.file.open_reader(log_dir.as_fd()).map_err(failed)?;
+        let progress = self.progress.get_or_init(|| {
+            let progress = LogProgress::default();
+            progress.set_places(self.places());
+            progress.publish(self.length(), has_ended, &mut Vec::new());
+            Arc::new(progress)
+        });
+        let raw_stream = self.is_merged.then_some(OutputStream::Stdout);
+        LogStream::live(file, path.clone(), Arc::clone(progress), self.format, select, raw_stream)
+    }
+
+    /// Something was written into a log that the job itself writes.
+    pub(crate) fn look(&mut self, lent: &mut Lent<'_>) -> LogNews {
+        let Some(progress) = self.progress.get() else { return LogNews::default() };
+        if Arc::strong_count(progress) == 1 {
+            // Nobody reads it any more. Whoever comes next reads from the file, and has it watched again.
+            self.unwatch(lent.watcher);
+        }
+        // Deleted, or replaced: its readers have the file open.
+        let _ = self.file.look_at_length(lent.log_dir.as_fd());
+        self.publish(false, lent)
+    }
+
+    /// Writes the records of this pass.
+    pub(crate) fn write(&mut self, count: &mut OutputCount, lent: &mut Lent<'_>) -> LogNews {
+        if lent.records.is_empty() {
+            return LogNews::default();
+        }
+        let was_open = self.has_open_file();
+        let (records, content_bytes) = lent.records.take();
+        let mut news = LogNews::default();
+        let held = self.bounds.as_mut().and_then(|bounds| bounds.hold.as_mut());
+        if let Some(Hold::Fault { records: held, content_bytes: held_bytes }) = held {
+            // The last of an output that is being closed joins what is held back.
+            held.extend_from_slice(&records);
+            *held_bytes += content_bytes;
+        } else if self.is_over_rate(lent.now) {
+            self.drop_bytes(content_bytes, Reason::Rate, count, lent.now);
+        } else {
+            news = self.write_records(&records, content_bytes, count, lent);
+        }
+        lent.records.give_back(records);
+        news |= self.publish(false, lent);
+        if !was_open {
+            self.keep_open(lent);
+        }
+        news
+    }
+
+    /// What was held back may go on now, if that time has come; `None` if it has not, or it still cannot be written.
+    pub(crate) fn go_on(&mut self, count: &mut OutputCount, lent: &mut Lent<'_>) -> (bool, LogNews) {
+        let (key, now) = ((self.key, Alarm::Log), lent.now);
+        let Some(bounds) = self.bounds.as_mut() else { return (false, LogNews::default()) };
+        if !lent.deadlines.settle(&mut bounds.alarm, now, key) {
+            return (false, LogNews::default());
+        }
+        let news = self.try_held(count, lent);
+        (!self.is_held(), news)
+    }
+
+    /// The job has ended: a limit on its speed has lost its sense.
+    pub(crate) fn lift_rate(&mut self) {
+        if let Some(bounds) = &mut self.bounds {
+            bounds.bucket = None;
+            if matches!(bounds.hold, Some(Hold::Rate)) {
+                bounds.hold = None;
+            }
+        }
+    }
+
+    /// The time to wait for the log is over: what cannot be written from now on is dropped.
+    pub(crate) fn give_up(&mut self, count: &mut OutputCount, lent: &mut Lent<'_>) -> LogNews {
+        self.lift_rate();
+        if let Some(bounds) = &mut self.bounds {
+            bounds.is_given_up = true;
+        }
+        self.try_held(count, lent)
+    }
+
+    /// The log is complete: tells its readers, and seals it. A log that was deleted or replaced by somebody has no seal to get.
+    pub(crate) fn seal(&mut self, count: &mut OutputCount, lent: &mut Lent<'_>) -> LogNews {
+        let mut news = self.give_up(count, lent);
+        self.say_last_word(lent);
+        if self.is_direct {
+            count.stdout_bytes = self.file.look_at_length(lent.log_dir.as_fd()).unwrap_or(count.stdout_bytes);
+        }
+        news |= self.end(lent);
+        if self.file.seal(lent.log_dir.as_fd()).is_err_and(WriteFault::is_shortage) && lent.log_dir.lend_spare() {
+            let _ = self.file.seal(lent.log_dir.as_fd());
+            lent.log_dir.take_spare_back();
+        }
+        news
+    }
+
+    /// Deletes every file of the log.
+    pub(crate) fn delete(&mut self, log_dir: &LogDir) -> io::Result<()> {
+        let mut result = Ok(());
+        for file in self.bounds.as_mut().map(|bounds| std::mem::take(&mut bounds.earlier)).unwrap_or_default() {
+            result = result.and(self.file.delete_earlier(log_dir.as_fd(), file.place.number, file.inode));
+        }
+        self.file.delete(log_dir.as_fd()).and(result)
+    }
+
+    /// Tells the readers that nothing more will come, and lets go of what is the loop's.
+    pub(crate) fn end(&mut self, lent: &mut Lent<'_>) -> LogNews {
+        if let Some(bounds) = &mut self.bounds {
+            lent.deadlines.remove(&mut bounds.alarm, (self.key, Alarm::Log));
+        }
+        self.unwatch(lent.watcher);
+        if self.has_open_file() {
+            lent.queues.open_logs_count = lent.queues.open_logs_count.saturating_sub(1);
+        }
+        self.publish(true, lent)
+    }
+
+    /// Closes the file, which is opened again for the next write.
+    pub(crate) fn close(&mut self) {
+        self.file.close();
+    }
+
+    /// Counts a log that has just been opened, and closes it again if too many are open.
+    pub(crate) fn keep_open(&mut self, lent: &mut Lent<'_>) {
+        if !self.has_open_file() {
+            return;
+        }
+        if lent.queues.open_logs_count >= lent.settings.open_logs_max {
+            self.file.close();
+            lent.queues.open_logs_wanted += 1;
+            return;
+        }
+        lent.queues.open_logs_count += 1;
+        if !std::mem::replace(&mut self.is_listed, true) {
+            lent.queues.open_logs.push_back(self.key);
+        }
+    }
+
+    /// Whether the log is open; one that has ended stays in the list of open logs until that is cleared.
+    pub(crate) fn has_open_file(&self) -> bool {
+        self.file.fd().is_some()
+    }
+
+    /// Makes room among the open logs by closing this one; one that was written lately is passed over once.
+    pub(crate) fn make_room(&mut self, queues: &mut Queues) -> Room {
+        if !self.is_listed {
+            return Room::None;
+        }
+        if !self.has_open_file() {
+            self.is_listed = false;
+            return Room::None;
+        }
+        if std::mem::take(&mut self.is_recent) {
+            return Room::Later;
+        }
+        self.is_listed = false;
+        self.file.close();
+        queues.open_logs_count = queues.open_logs_count.saturating_sub(1);
+        Room::Made
+    }
+
+    /// The files that are kept, oldest first.
+    fn places(&self) -> impl Iterator<Item = Place> {
+        let bounds = self.bounds.as_deref();
+        let earlier = bounds.into_iter().flat_map(|bounds| bounds.earlier.iter().map(|file| file.place));
+        earlier.chain([bounds.map_or(Place::FIRST, |bounds| bounds.place)])
+    }
+
+    /// Bytes of the whole log, also of files that are gone.
+    fn length(&self) -> u64 {
+        self.bounds.as_ref().map_or(0, |bounds| bounds.place.start) + self.file.length()
+    }
+
+    /// Tells the streams of the log how far it reaches.
+    fn publish(&self, ended: bool, lent: &mut Lent<'_>) -> LogNews {
+        let ready = self.progress.get().is_some_and(|progress| progress.publish(self.length(), ended, &mut lent.queues.wakers));
+        LogNews { ready, ..LogNews::default() }
+    }
+
+    fn unwatch(&self, watcher: &Watcher) {
+        if let Some(watch) = self.watch.take() {
+            watcher.unwatch(watch);
+        }
+    }
+
+    fn is_over_rate(&mut self, now: Instant) -> bool {
+        let Some(bounds) = self.bounds.as_mut() else { return false };
+        let drops = matches!(bounds.policy.rate, Some((_, OverRate::Drop)));
+        drops && bounds.bucket.as_mut().is_some_and(|bucket| !bucket.has_some(now))
+    }
+
+    /// Tries to write what is held back.
+    fn try_held(&mut self, count: &mut OutputCount, lent: &mut Lent<'_>) -> LogNews {
+        let was_open = self.has_open_file();
+        let Some(Hold::Fault { records, content_bytes }) = self.bounds.as_mut().and_then(|bounds| bounds.hold.take()) else {
+            return LogNews::default();
+        };
+        let mut news = self.write_records(&records, content_bytes, count, lent);
+        news |= self.publish(false, lent);
+        if !was_open {
+            self.keep_open(lent);
+        }
+        news
+    }
+
+    /// Writes records, and decides what becomes of those that cannot be written.
+    fn write_records(&mut self, records: &[u8], content_bytes: u64, count: &mut OutputCount, lent: &mut Lent<'_>) -> LogNews {
+        let mut news = LogNews::default();
+        let word = self.word_of_missing(lent);
+        let (written, outcome) = if word.is_empty() {
+            self.put(records, count, lent)
+        } else {
+            let (written, outcome) = self.put(&[&*word, records].concat(), count, lent);
+            if let Some(bounds) = self.bounds.as_mut().filter(|_| written >= word.len()) {
+                bounds.missing.0 = 0;
+            }
+            (written.saturating_sub(word.len()), outcome)
+        };
+        let rest = records.get(written..).unwrap_or_default();
+        let left = if written == 0 && outcome.is_err() { content_bytes } else { content_of(rest, self.format) };
+        let on_fault = self.bounds.as_ref().map_or(OnLogFault::Drop, |bounds| bounds.on_fault());
+        match outcome {
+            Ok(()) => {
+                news.resumed = std::mem::take(&mut self.is_failing);
+                self.is_recent = true;
+            }
+            Err(Refusal::Full) => {
+                news.full = self.drop_tail(left, count, lent);
+            }
+            Err(Refusal::Fault(WriteFault { errno })) => {
+                self.fault = errno;
+                news.fault = !std::mem::replace(&mut self.is_failing, true);
+                if on_fault == OnLogFault::Pause {
+                    self.hold_back(Hold::Fault { records: rest.to_vec(), content_bytes: left }, None, lent);
+                } else {
+                    news.kill = on_fault == OnLogFault::Kill;
+                    self.drop_bytes(left, Reason::Fault(errno), count, lent.now);
+                }
+            }
+        }
+        self.note_written(content_bytes.saturating_sub(left), lent);
+        news
+    }
+
+    /// Puts records into the file, and into the next ones where that is full. Returns how many bytes were taken, whole records all.
+    fn put(&mut self, records: &[u8], count: &mut OutputCount, lent: &mut Lent<'_>) -> (usize, Result<(), Refusal>) {
+        let mut written = 0;
+        while let Some(rest) = records.get(written..).filter(|rest| !rest.is_empty()) {
+            let part = self.part_that_fits(rest);
+            let done = if part > 0 {
+                self.append(rest.get(..part).unwrap_or(rest), lent).map_err(Refusal::from)
+            } else {
+                self.make_place(count, lent)
+            };
+            if let Err(refusal) = done {
+                return (written, Err(refusal));
+            }
+            written += part;
+        }
+        (written, Ok(()))
+    }
+
+    fn append(&mut self, records: &[u8], lent: &mut Lent<'_>) -> Result<(), WriteFault> {
+        let written = self.file.append(lent.log_dir.as_fd(), records);
+        if !(written.is_err_and(WriteFault::is_shortage) && lent.log_dir.lend_spare()) {
+            return written;
+        }
+        let written = self.file.append(lent.log_dir.as_fd(), records);
+        self.file.close();
+        lent.log_dir.take_spare_back();
+        written
+    }
+
+    /// How many bytes of these records, whole ones, may still go into the file; 0 if it is full.
+    fn part_that_fits(&self, records: &[u8]) -> usize {
+        let Some((bounds, bytes_max)) = self.bounds.as_ref().and_then(|bounds| Some((bounds, bounds.policy.bytes_max?))) else {
+            return records.len();
+        };
+        let is_last = bounds.policy.when_full == WhenFull::DropTail;
+        if is_last && bounds.cut.is_some() {
+            return 0;
+        }
+        let reserved = if is_last && self.format == LogFormat::Cri { LAST_WORD_BYTES } else { 0 };
+        let room = bytes_max.saturating_sub(reserved).saturating_sub(self.file.length());
+        let Some(fitting) = usize::try_from(room).ok().and_then(|room| records.get(..room)) else { return records.len() };
+        match memrchr(b'\n', fitting) {
+            Some(last) => last + 1,
+            None if self.file.length() > 0 || is_last => 0,
+            // One record alone is longer than a file may be. In a raw log any byte may be the last.
+            None if self.format == LogFormat::Raw => fitting.len(),
+            None => memchr(b'\n', records).map_or(records.len(), |end| end + 1),
+        }
+    }
+
+    /// The file is full: begins the next one, or says that there is none.
+    fn make_place(&mut self, count: &mut OutputCount, lent: &mut Lent<'_>) -> Result<(), Refusal> {
+        match self.bounds.as_ref().map(|bounds| bounds.policy.when_full) {
+            None | Some(WhenFull::DropTail) => Err(Refusal::Full),
+            Some(WhenFull::Rotate | WhenFull::DropMiddle) => Ok(self.rotate(count, lent)?),
+        }
+    }
+
+    /// Begins the next file of the log.
+    fn rotate(&mut self, count: &mut OutputCount, lent: &mut Lent<'_>) -> Result<(), WriteFault> {
+        let Some(bounds) = self.bounds.as_mut() else { return Ok(()) };
+        let fault = |error: io::Error| WriteFault { errno: error.raw_os_error().unwrap_or(errno::EIO) };
+        let (place, length) = (bounds.place, self.file.length());
+        let next_place = Place { number: place.number + 1, start: place.start + length };
+        let next = self.file.prepare_next(lent.log_dir.as_fd(), place.number)?;
+        let marked = lent.log_dir.mark_by_attribute(next.fd(), self.format, next_place);
+        let is_marked = match marked {
+            Ok(is_marked) => is_marked,
+            Err(error) => {
+                next.discard(lent.log_dir.as_fd());
+                return Err(fault(error));
+            }
+        };
+        let full = self.file.rotate(lent.log_dir.as_fd(), next)?;
+        if !is_marked && let Err(error) = lent.log_dir.mark_in_table(self.file.name(), self.format, next_place) {
+            self.file.rotate_back(lent.log_dir.as_fd(), full, length);
+            return Err(fault(error));
+        }
+        bounds.earlier.push_back(EarlierFile { place, inode: full.inode, content_bytes: std::mem::take(&mut bounds.content_bytes) });
+        bounds.place = next_place;
+        count.rotations += 1;
+        self.delete_surplus(count, lent);
+        if let Some(progress) = self.progress.get() {
+            progress.set_places(self.places());
+        }
+        // Only now: whoever sees the seal looks for the next file.
+        full.seal();
+        Ok(())
+    }
+
+    /// Deletes what is more than is to be kept.
+    fn delete_surplus(&mut self, count: &mut OutputCount, lent: &mut Lent<'_>) {
+        let directory = lent.log_dir.as_fd();
+        while let Some(bounds) = self.bounds.as_mut() {
+            let is_middle = bounds.policy.when_full == WhenFull::DropMiddle;
+            // The file that stands for what was dropped is not counted.
+            let kept = 1 + bounds.earlier.len() - usize::from(bounds.cut.is_some());
+            if kept as u64 <= bounds.policy.files_kept() {
+                return;
+            }
+            if !is_middle {
+                let Some(file) = bounds.earlier.pop_front() else { return };
+                count.deleted_bytes += file.content_bytes;
+                // One that cannot be deleted is left to whoever cleans up the directory.
+                let _ = self.file.delete_earlier(directory, file.place.number, file.inode);
+                continue;
+            }
+            let has_stand_in = bounds.cut.is_some();
+            let Some(file) = bounds.earlier.remove(1 + usize::from(has_stand_in)) else { return };
+            let mut cut = bounds.cut.unwrap_or_default();
+            cut.bytes += file.content_bytes;
+            bounds.cut = Some(cut);
+            count.dropped_bytes += file.content_bytes;
+            // The file that says what is missing takes the place of the first that was dropped.
+            let stand_in = if has_stand_in { bounds.earlier.remove(1) } else { None };
+            let replaced = stand_in.as_ref().unwrap_or(&file);
+            let (place, inode) = (replaced.place, replaced.inode);
+            let time = Timestamp::from_unix_nanos(self.last_time);
+            let mut word = Vec::new();
+            lent.records.encode_dropped(&mut word, time, cut.bytes, Reason::Full.text());
+            let (log_dir, format) = (&*lent.log_dir, self.format);
+            let mark = |fd: BorrowedFd<'_>| log_dir.mark_by_attribute(fd, format, place).map(drop);
+            let inode = self.file.replace_earlier(directory, (place.number, inode), &word, mark).unwrap_or(inode);
+            if stand_in.is_some() {
+                let _ = self.file.delete_earlier(directory, file.place.number, file.inode);
+            }
+            bounds.earlier.insert(1, EarlierFile { place, inode, content_bytes: 0 });
+        }
+    }
+
+    /// The word that something is missing, if it is and was not said.
+    fn word_of_missing(&mut self, lent: &mut Lent<'_>) -> Vec<u8> {
+        let mut word = Vec::new();
+        let time = Timestamp::from_unix_nanos(self.last_time);
+        let Some(bounds) = self.bounds.as_mut().filter(|bounds| bounds.missing.0 > 0) else { return word };
+        if self.format == LogFormat::Cri {
+            let (bytes, reason) = bounds.missing;
+            lent.records.encode_dropped(&mut word, time, bytes, reason.text());
+        } else {
+            // In a raw log there is no place for it: the counter and the event tell.
+            bounds.missing.0 = 0;
+        }
+        word
+    }
+
+    /// Drops the end of a log that is full. Whether that is news.
+    fn drop_tail(&mut self, bytes: u64, count: &mut OutputCount, lent: &mut Lent<'_>) -> bool {
+        count.dropped_bytes += bytes;
+        let Some(bounds) = self.bounds.as_mut() else { return false };
+        let is_first = bounds.cut.is_none();
+        // What was dropped before, and not said, is said with it.
+        let cut = bounds.cut.get_or_insert_default();
+        cut.bytes += bytes + std::mem::take(&mut bounds.missing.0);
+        if is_first && self.format == LogFormat::Cri {
+            let (bytes, offset) = (cut.bytes, self.file.length());
+            let mut word = Vec::new();
+            lent.records.encode_dropped(&mut word, Timestamp::from_unix_nanos(self.last_time), bytes, Reason::Full.text());
+            if self.append(&word, lent).is_ok()
+                && let Some(cut) = self.bounds.as_mut().and_then(|bounds| bounds.cut.as_mut())
+            {
+                cut.offset = Some(offset);
+            }
+        }
+        is_first
+    }
+
+    /// The end of the log: says what is missing and was not said.
+    fn say_last_word(&mut self, lent: &mut Lent<'_>) {
+        let was_open = self.has_open_file();
+        let word = self.word_of_missing(lent);
+        if !word.is_empty() && self.append(&word, lent).is_ok() {
+            self.is_failing = false;
+        }
+        if let Some(Cut { bytes, offset: Some(offset) }) = self.bounds.as_ref().and_then(|bounds| bounds.cut) {
+            let mut word = Vec::new();
+            lent.records.encode_dropped(&mut word, Timestamp::from_unix_nanos(self.last_time), bytes, Reason::Full.text());
+            // If that fails, the number in the log is too small; the status has the right one.
+            let _ = self.file.overwrite(lent.log_dir.as_fd(), &word, offset);
+        }
+        if !was_open {
+            self.keep_open(lent);
+        }
+    }
+
+    fn drop_bytes(&mut self, bytes: u64, reason: Reason, count: &mut OutputCount, now: Instant) {
+        count.dropped_bytes += bytes;
+        let bounds = self.bounds.get_or_insert_with(|| Box::new(Bounds::new(LogPolicy::default(), now)));
+        bounds.missing = (bounds.missing.0 + bytes, reason);
+    }
+
+    /// So many of the job's bytes are in the log now.
+    fn note_written(&mut self, content_bytes: u64, lent: &mut Lent<'_>) {
+        let Some(bounds) = self.bounds.as_mut().filter(|_| content_bytes > 0) else { return };
+        bounds.content_bytes += content_bytes;
+        bounds.retry_after = RETRY_AFTER_MIN;
+        let wait = bounds.bucket.as_mut().and_then(|bucket| bucket.take(content_bytes, lent.now));
+        if let (Some(wait), Some((_, OverRate::Pause))) = (wait, bounds.policy.rate) {
+            self.hold_back(Hold::Rate, Some(wait), lent);
+        }
+    }
+
+    /// Holds the job's output back for so long, or until the next try.
+    fn hold_back(&mut self, hold: Hold, wait: Option<Duration>, lent: &mut Lent<'_>) {
+        let Some(bounds) = self.bounds.as_mut().filter(|bounds| bounds.hold.is_none()) else { return };
+        bounds.hold = Some(hold);
+        let wait = wait.unwrap_or_else(|| {
+            let doubled = RETRY_AFTER_MAX.min(2 * bounds.retry_after);
+            std::mem::replace(&mut bounds.retry_after, doubled)
+        });
+        // A wait beyond what the clock can say never ends by itself.
+        if let Some(due) = lent.now.checked_add(wait) {
+            lent.deadlines.arm(&mut bounds.alarm, due, (self.key, Alarm::Log));
+        }
+    }
+}
+
+impl Bounds {
+    fn new(policy: LogPolicy, now: Instant) -> Self {
+        Self {
+            policy,
+            earlier: VecDeque::new(),
+            place: Place::FIRST,
+            content_bytes: 0,
+            missing: (0, Reason::Full),
+            cut: None,
+            bucket: policy.rate.map(|(rate, _)| Bucket::new(rate, now)),
+            hold: None,
+            alarm: Deadline::default(),
+            retry_after: RETRY_AFTER_MIN,
+            is_given_up: false,
+        }
+    }
+
+    /// What happens at a fault; at the end of the job nobody is left to wait, nor to kill.
+    fn on_fault(&self) -> OnLogFault {
+        if self.is_given_up { OnLogFault::Drop } else { self.policy.on_fault }
+    }
+}
+
+impl Reason {
+    /// As the log says it.
+    fn text(self) -> &'static str {
+        match self {
+            Reason::Full => "the log is full",
+            Reason::Rate => "it came too fast",
+            Reason::Fault(errno::ENOSPC) => "no space left on device",
+            Reason::Fault(errno::EDQUOT) => "disk quota exceeded",
+            Reason::Fault(errno::EFBIG) => "file too large",
+            Reason::Fault(errno::EIO) => "input/output error",
+            Reason::Fault(errno::EROFS) => "read-only file system",
+            Reason::Fault(errno::EMFILE | errno::ENFILE) => "too many open files",
+            Reason::Fault(errno::ESTALE | errno::ENOENT) => "the log was deleted or replaced",
+            Reason::Fault(_) => "the log could not be written",
+        }
+    }
+}
+
+/// How many of the job's own bytes are in these records.
+fn content_of(mut records: &[u8], format: LogFormat) -> u64 {
+    if format == LogFormat::Raw {
+        return records.len() as u64;
+    }
+    let (mut decoder, mut bytes) = (Decoder::new(), 0);
+    loop {
+        let length = match decoder.decode(records) {
+            Decoded::Record { partial, content, len, .. } => {
+                bytes += content.len() as u64 + u64::from(!partial);
+                len
+            }
+            Decoded::Dropped { len, .. } | Decoded::Malformed { len } => len,
+            Decoded::Incomplete => return bytes,
+        };
+        records = records.get(length..).unwrap_or_default();
+    }
+}
