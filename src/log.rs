@@ -436,9 +436,9 @@ impl Log {
         let mut news = LogNews::default();
         let word = self.word_of_missing(lent);
         let (written, outcome) = if word.is_empty() {
-            self.put(records, count, lent)
+            self.put(records, content_bytes, count, lent)
         } else {
-            let (written, outcome) = self.put(&[&*word, records].concat(), count, lent);
+            let (written, outcome) = self.put(&[&*word, records].concat(), content_bytes, count, lent);
             if let Some(bounds) = self.bounds.as_mut().filter(|_| written >= word.len()) {
                 bounds.missing.0 = 0;
             }
@@ -470,20 +470,20 @@ impl Log {
         news
     }
 
-    /// Puts records into the file, and into the next ones where that is full. Returns how many bytes were taken, whole records all.
-    fn put(&mut self, records: &[u8], count: &mut OutputCount, lent: &mut Lent<'_>) -> (usize, Result<(), Refusal>) {
+    /// Puts records, in which are so many of the job's bytes, into the file, and into the next ones where that is full. Returns how many bytes were taken, whole
+    /// records all.
+    fn put(&mut self, records: &[u8], content_bytes: u64, count: &mut OutputCount, lent: &mut Lent<'_>) -> (usize, Result<(), Refusal>) {
         let mut written = 0;
         while let Some(rest) = records.get(written..).filter(|rest| !rest.is_empty()) {
-            let part = self.part_that_fits(rest);
-            let done = if part > 0 {
-                self.append(rest.get(..part).unwrap_or(rest), lent).map_err(Refusal::from)
-            } else {
-                self.make_place(count, lent)
-            };
+            let part = rest.get(..self.part_that_fits(rest)).unwrap_or(rest);
+            let done = if part.is_empty() { self.make_place(count, lent) } else { self.append(part, lent).map_err(Refusal::from) };
             if let Err(refusal) = done {
                 return (written, Err(refusal));
             }
-            written += part;
+            if let Some(bounds) = &mut self.bounds {
+                bounds.content_bytes += if part.len() == records.len() { content_bytes } else { content_of(part, self.format) };
+            }
+            written += part.len();
         }
         (written, Ok(()))
     }
@@ -663,7 +663,6 @@ impl Log {
     /// So many of the job's bytes are in the log now.
     fn note_written(&mut self, content_bytes: u64, lent: &mut Lent<'_>) {
         let Some(bounds) = self.bounds.as_mut().filter(|_| content_bytes > 0) else { return };
-        bounds.content_bytes += content_bytes;
         bounds.retry_after = RETRY_AFTER_MIN;
         let wait = bounds.bucket.as_mut().and_then(|bucket| bucket.take(content_bytes, lent.now));
         if let (Some(wait), Some((_, OverRate::Pause))) = (wait, bounds.policy.rate) {
