@@ -322,13 +322,16 @@ impl Log {
         news
     }
 
-    /// Deletes every file of the log.
+    /// Deletes every file of the log; that one is gone already is as good.
     pub(crate) fn delete(&mut self, log_dir: &LogDir) -> io::Result<()> {
         let mut result = Ok(());
         for file in self.bounds.as_mut().map(|bounds| std::mem::take(&mut bounds.earlier)).unwrap_or_default() {
             result = result.and(self.file.delete_earlier(log_dir.as_fd(), file.place.number, file.inode));
         }
-        self.file.delete(log_dir.as_fd()).and(result)
+        match self.file.delete(log_dir.as_fd()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => result,
+        }
     }
 
     /// Tells the readers that nothing more will come, and lets go of what is the loop's.
@@ -582,7 +585,7 @@ impl Log {
             let mut cut = bounds.cut.unwrap_or_default();
             cut.bytes += file.content_bytes;
             bounds.cut = Some(cut);
-            count.dropped_bytes += file.content_bytes;
+            count.discarded_bytes += file.content_bytes;
             // The file that says what is missing takes the place of the first that was dropped.
             let stand_in = if has_stand_in { bounds.earlier.remove(1) } else { None };
             let replaced = stand_in.as_ref().unwrap_or(&file);
@@ -617,7 +620,7 @@ impl Log {
 
     /// Drops the end of a log that is full. Whether that is news.
     fn drop_tail(&mut self, bytes: u64, count: &mut OutputCount, lent: &mut Lent<'_>) -> bool {
-        count.dropped_bytes += bytes;
+        count.discarded_bytes += bytes;
         let Some(bounds) = self.bounds.as_mut() else { return false };
         let is_first = bounds.cut.is_none();
         // What was dropped before, and not said, is said with it.
@@ -655,7 +658,10 @@ impl Log {
     }
 
     fn drop_bytes(&mut self, bytes: u64, reason: Reason, count: &mut OutputCount, now: Instant) {
-        count.dropped_bytes += bytes;
+        match reason {
+            Reason::Fault(_) => count.dropped_bytes += bytes,
+            Reason::Rate | Reason::Full => count.discarded_bytes += bytes,
+        }
         let bounds = self.bounds.get_or_insert_with(|| Box::new(Bounds::new(LogPolicy::default(), now)));
         bounds.missing = (bounds.missing.0 + bytes, reason);
     }

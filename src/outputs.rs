@@ -1,5 +1,6 @@
 //! Floor 4: a job's outputs on their way into its log: pipes read within a budget, lines split, records written, readers told.
 
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -296,6 +297,11 @@ impl Outputs {
         if let Some(log) = &mut self.log {
             self.news |= log.seal(&mut self.count, lent);
         }
+    }
+
+    /// The job is over, and its log is to go.
+    pub(crate) fn forget_log(&mut self, log_dir: &LogDir) -> io::Result<()> {
+        self.log.take().map_or(Ok(()), |mut log| log.delete(log_dir))
     }
 
     /// The job never ran: its log goes.

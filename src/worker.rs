@@ -319,6 +319,20 @@ impl Worker {
         Ok(())
     }
 
+    /// Deletes the log of a finished job, with all its files; its status stays, without one. What somebody else has put in the place of a file is left alone. A job
+    /// that has no log is no error.
+    ///
+    /// # Errors
+    /// [`JobError::NotFound`]; [`JobError::NotFinished`]; [`JobError::Io`] if a file could not be deleted (the others are): the job knows nothing of it any more.
+    pub fn delete_log(&mut self, job: JobId) -> Result<(), JobError> {
+        let found = self.table.by_id_mut(job).ok_or(JobError::NotFound { job })?;
+        if !found.is_finished() {
+            return Err(JobError::NotFinished { job });
+        }
+        let deleted = found.outputs.forget_log(&self.reactor.log_dir);
+        deleted.map_err(|source| JobError::Io { job, operation: "deleting the log", source })
+    }
+
     /// The end of a job's stdin pipe ([`Command::stdin_piped`]); `None` if it has none, or it was taken. Dropping it is the end of file.
     ///
     /// # Errors
@@ -665,6 +679,15 @@ impl OwnedJobs<'_> {
     pub fn unwatch_pressure(&mut self, job: JobId, resource: PressureResource) -> Result<(), JobError> {
         self.check(job)?;
         self.worker.unwatch_pressure(job, resource)
+    }
+
+    /// See [`Worker::delete_log`].
+    ///
+    /// # Errors
+    /// As there; [`JobError::NotFound`] also for another owner's job.
+    pub fn delete_log(&mut self, job: JobId) -> Result<(), JobError> {
+        self.check(job)?;
+        self.worker.delete_log(job)
     }
 
     /// See [`Worker::forget`].

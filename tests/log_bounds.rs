@@ -111,7 +111,7 @@ fn a_full_log_is_renamed_once_and_the_next_begun_and_no_byte_is_lost_or_repeated
             assert!(fs::read(file).unwrap().ends_with(b"\n"), "cut between records");
         }
         assert_eq!(content_of(&files, format), (lines(0..2000), vec![]));
-        assert_eq!((status.output.dropped_bytes, status.output.deleted_bytes), (0, 0));
+        assert_eq!((status.output.dropped_bytes, status.output.discarded_bytes, status.output.deleted_bytes), (0, 0, 0));
     }
 }
 
@@ -294,7 +294,7 @@ fn a_log_that_drops_its_tail_ends_where_it_is_full_and_says_what_is_missing() {
     let all = lines(0..400);
     assert!(all.starts_with(&kept) && kept.len() > 3000);
     let dropped = (all.len() - kept.len()) as u64;
-    assert_eq!((status.output.dropped_bytes, missing), (dropped, vec![dropped]), "the last record has the final number");
+    assert_eq!((status.output.discarded_bytes, missing), (dropped, vec![dropped]), "the last record has the final number");
     assert!(status.success());
 }
 
@@ -308,7 +308,7 @@ fn a_raw_log_that_drops_its_tail_is_the_beginning_of_the_output_and_nothing_else
     let text = fs::read(status.log.unwrap()).unwrap();
     let all = lines(0..1000);
     assert!(text.len() <= 8192 && text.ends_with(b"\n") && all.starts_with(&text));
-    assert_eq!(status.output.dropped_bytes, (all.len() - text.len()) as u64);
+    assert_eq!(status.output.discarded_bytes, (all.len() - text.len()) as u64);
 }
 
 #[test]
@@ -334,7 +334,7 @@ fn a_log_that_drops_its_middle_keeps_its_beginning_and_its_end_and_says_what_is_
         assert!(all.starts_with(&head) && all.ends_with(&tail) && !head.is_empty() && !tail.is_empty());
         assert!(nothing.is_empty() && none.is_empty() && none_either.is_empty());
         let dropped = (all.len() - head.len() - tail.len()) as u64;
-        assert_eq!((missing, status.output.dropped_bytes), (vec![dropped], dropped));
+        assert_eq!((missing, status.output.discarded_bytes), (vec![dropped], dropped));
         assert!(files.iter().all(|file| mode_of(file) == 0o400));
     }
 }
@@ -353,7 +353,7 @@ fn a_rate_that_pauses_slows_the_job_down_and_loses_nothing() {
     let status = finish(&mut worker, job);
     let took = began.elapsed();
     assert_eq!(content_of(&files_of(&status), LogFormat::Cri), (bytes, vec![]));
-    assert_eq!(status.output.dropped_bytes, 0);
+    assert_eq!((status.output.dropped_bytes, status.output.discarded_bytes), (0, 0));
     // What the pipe still held at the end was taken at once.
     assert!(took > Duration::from_secs(1), "{took:?} for four seconds' worth, of which the first comes at once, and the pipe's last, too");
 }
@@ -380,9 +380,9 @@ fn a_rate_that_drops_costs_counted_bytes_and_says_where_they_are_missing() {
     let (kept, missing) = content_of(&files_of(&status), LogFormat::Cri);
     let all = [lines(0..5000), b"the last line\n".to_vec()].concat();
     assert!(kept.ends_with(b"the last line\n"));
-    assert!(status.output.dropped_bytes > 0 && kept.len() < all.len());
-    assert_eq!(kept.len() as u64 + status.output.dropped_bytes, all.len() as u64);
-    assert_eq!(missing.iter().sum::<u64>(), status.output.dropped_bytes, "{missing:?}");
+    assert!(status.output.discarded_bytes > 0 && kept.len() < all.len());
+    assert_eq!(kept.len() as u64 + status.output.discarded_bytes, all.len() as u64);
+    assert_eq!(missing.iter().sum::<u64>(), status.output.discarded_bytes, "{missing:?}");
     assert!(
         kept.split(|byte| *byte == b'\n').all(|line| line.is_empty() || line.len() == 37 || line == b"the last line"),
         "whole lines only"
@@ -659,7 +659,7 @@ fn small_writes_gather_in_the_pipe_and_every_byte_of_both_streams_comes_in_order
         bytes.extend_from_slice(record.bytes);
     }
     let expected: Vec<u8> = (0..20_000).flat_map(|i| [b'0' + (i % 10) as u8, b'\n']).collect();
-    assert!(bytes == expected && status.output.stderr_bytes == 40_000 && status.output.cut_off == false);
+    assert!(bytes == expected && status.output.stderr_bytes == 40_000 && !status.output.cut_off);
 }
 
 #[test]
@@ -673,4 +673,94 @@ fn a_line_that_follows_a_burst_is_not_held_longer_than_asked() {
     let began = Instant::now();
     echo(&mut worker, job, &mut stdin, b"an answer\n");
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+}
+
+// A failing disk.
+
+/// An ext4 file system on a loop device, for as long as it lives.
+struct Disk(tempfile::TempDir);
+
+impl Disk {
+    fn mount() -> Option<Self> {
+        if not_root() {
+            return None;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let image = directory.path().join("image");
+        fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
+        fs::create_dir(directory.path().join("disk")).unwrap();
+        let script = "mkfs.ext4 -q image && mount -o loop image disk";
+        let made = process::Command::new("sh").args(["-c", script]).current_dir(directory.path()).output().unwrap();
+        if made.status.success() {
+            return Some(Self(directory));
+        }
+        let _ = common::cannot_run(&format!("ext4 on a loop device cannot be had: {}", String::from_utf8_lossy(&made.stderr)));
+        None
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("disk")
+    }
+
+    /// As if the device had gone: ext4 answers EIO from now on (EXT4_IOC_SHUTDOWN).
+    fn fail(&self) {
+        let script = "import fcntl, os, struct, sys\nfcntl.ioctl(os.open(sys.argv[1], 0), 0x8004587D, struct.pack('I', 1))";
+        let status = process::Command::new("python3").args(["-c", script]).arg(self.path()).status().unwrap();
+        assert!(status.success());
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = process::Command::new("umount").arg("-l").arg(self.path()).status();
+    }
+}
+
+#[test]
+fn a_disk_that_fails_costs_the_job_what_its_policy_says() {
+    const EIO: i32 = 5;
+    for on_fault in [OnLogFault::Drop, OnLogFault::Pause, OnLogFault::Kill] {
+        let Some(disk) = Disk::mount() else { return };
+        let host = Host::new();
+        let builder = host.builder().log_dir(disk.path()).log_policy(LogPolicy::new().on_fault(on_fault).bytes_max(4096));
+        let mut worker = builder.drain_total_max(Duration::from_millis(300)).build().unwrap();
+        let (job, mut stdin) = start_cat(&mut worker, Command::shell("cat; exit 4"));
+        let other = worker.start(Command::shell("sleep 0.2").capture(Capture::Discard)).unwrap();
+        echo(&mut worker, job, &mut stdin, &lines(0..20));
+        disk.fail();
+        stdin.write_all(&lines(20..60)).unwrap();
+        turn_until(&mut worker, |_, seen| seen.iter().any(|event| matches!(event, Event::LogFault { errno: EIO, .. })));
+        drop(stdin);
+        let status = finish(&mut worker, job);
+        let bytes = lines(0..60).len() as u64;
+        assert_eq!((status.output.stdout_bytes, status.output.dropped_bytes), (bytes, lines(20..60).len() as u64), "{on_fault:?}");
+        if on_fault == OnLogFault::Kill {
+            assert_eq!(status.stop_reason, Some(StopReason::LogFault));
+        } else {
+            assert_eq!(status.exit_code, 4, "{on_fault:?}");
+        }
+        assert!(finish(&mut worker, other).success());
+    }
+}
+
+#[test]
+fn a_log_is_deleted_with_all_its_files_once_its_job_is_over_and_nothing_else_is() {
+    let host = Host::new();
+    let mut worker = host.builder().log_policy(LogPolicy::new().bytes_max(4096).files_max(10)).build().unwrap();
+    let job = worker.start(writer(0..1000)).unwrap();
+    assert!(matches!(worker.delete_log(job), Err(iron_exec::JobError::NotFinished { .. })));
+    let status = finish(&mut worker, job);
+    let files = files_of(&status);
+    assert!(files.len() > 3);
+    // Somebody has put a file of his own in the place of one.
+    fs::remove_file(&files[1]).unwrap();
+    fs::write(&files[1], "a stranger's").unwrap();
+    assert!(matches!(worker.delete_log(job), Err(iron_exec::JobError::Io { .. })));
+    assert_eq!(host.logs(), [files[1].file_name().unwrap().to_str().unwrap()]);
+    assert_eq!(fs::read(&files[1]).unwrap(), b"a stranger's");
+    assert!(worker.delete_log(job).is_ok(), "there is none any more");
+    assert!(matches!(worker.stream(job), Err(iron_exec::StreamError::NotLogged { .. })));
+    let job = worker.start(Command::new("true").capture(Capture::Discard)).unwrap();
+    finish(&mut worker, job);
+    assert!(worker.delete_log(job).is_ok());
 }

@@ -41,7 +41,7 @@ pub enum WhenFull {
     /// As with `Rotate`, but the first file is kept: what is deleted is the middle of the log. A file of one record in its place says how much that is. Needs the
     /// CRI format.
     DropMiddle,
-    /// Nothing more is written: the end of the log is dropped, and counted in [`OutputCount::dropped_bytes`](crate::OutputCount::dropped_bytes). In the CRI format
+    /// Nothing more is written: the end of the log is dropped, and counted in [`OutputCount::discarded_bytes`](crate::OutputCount::discarded_bytes). In the CRI format
     /// the last record says how much that is.
     DropTail,
 }

@@ -132,8 +132,10 @@ pub struct OutputCount {
     pub stderr_bytes: u64,
     /// Line feeds among them.
     pub lines: u64,
-    /// Bytes that are not in the log because it could not be written, was full, or they came too fast: see [`LogPolicy`](crate::LogPolicy).
+    /// Bytes that are not in the log because it could not be written.
     pub dropped_bytes: u64,
+    /// Bytes that are not in the log because its [`LogPolicy`](crate::LogPolicy) says so: it was full, or they came too fast.
+    pub discarded_bytes: u64,
     /// Bytes that were in files of the log which were deleted because it was rotated.
     pub deleted_bytes: u64,
     /// How often the log was rotated.

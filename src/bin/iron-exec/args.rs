@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use iron_exec::{Builder, Capture, CgroupBase, Command, IoDevice, IoMax, Limits, LogFormat, OutputStream, Rung, Signal, Worker};
+use iron_exec::{
+    Builder, Capture, CgroupBase, Command, IoDevice, IoMax, Limits, LogFormat, LogPolicy, OnLogFault, OutputStream, OverRate, Rung, Signal,
+    WhenFull, Worker,
+};
 
 use crate::limits::{self, CpuMax};
 
@@ -306,6 +309,30 @@ pub(crate) struct JobArgs {
     #[arg(long, value_enum, value_name = "HOW")]
     pub(crate) capture: Option<CaptureName>,
 
+    /// The most bytes of one log file (`64K`, `10M`): a full one is renamed to LOG.000001 and so on, and the next begun
+    #[arg(long, value_name = "SIZE", value_parser = limits::bytes, help_heading = "Log options")]
+    pub(crate) log_max_bytes: Option<u64>,
+
+    /// The most files of a log that are kept, the one being written included [default: 5]
+    #[arg(long, value_name = "N", requires = "log_max_bytes", help_heading = "Log options")]
+    pub(crate) log_files: Option<u64>,
+
+    /// What to do when a log file is full
+    #[arg(long, value_enum, value_name = "WHAT", requires = "log_max_bytes", default_value_t = FullName::Rotate, help_heading = "Log options")]
+    pub(crate) log_when_full: FullName,
+
+    /// The most bytes a second of the job's output that are logged; what comes faster waits, and so does the job (see --log-rate-drop)
+    #[arg(long, value_name = "SIZE", value_parser = limits::bytes, help_heading = "Log options")]
+    pub(crate) log_rate: Option<u64>,
+
+    /// What comes faster than --log-rate is dropped and counted, instead of waiting
+    #[arg(long, requires = "log_rate", help_heading = "Log options")]
+    pub(crate) log_rate_drop: bool,
+
+    /// What to do when the log cannot be written (a full disk, say)
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = FaultName::Drop, help_heading = "Log options")]
+    pub(crate) on_log_fault: FaultName,
+
     /// The job's name in the names of its log and cgroup [default: the program's]
     #[arg(long)]
     pub(crate) name: Option<String>,
@@ -384,10 +411,32 @@ pub(crate) enum CaptureName {
     Split,
     /// One pipe: exactly the order in which the job wrote, all of it on stdout
     Merged,
+    /// The job writes its log itself, with nothing of ours in between. All of it is printed on stdout; the log is raw and has no bounds
+    Direct,
     /// No log: the job has our own stdout and stderr
     Inherit,
     /// No log, no output
     Discard,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FullName {
+    /// Begin the next one; above --log-files the oldest is deleted
+    Rotate,
+    /// As rotate, but keep the first: the middle of the log is deleted. CRI logs only
+    DropMiddle,
+    /// Write no more: the end of the log is dropped
+    DropTail,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FaultName {
+    /// Drop what cannot be written, count it, and say so in the log once it can be written again
+    Drop,
+    /// Read no more of the job's output until the log can be written again: the job waits
+    Pause,
+    /// Kill the job
+    Kill,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -452,6 +501,7 @@ impl JobArgs {
         match (self.capture, format) {
             (Some(CaptureName::Split), _) | (None, FormatName::Cri) => Capture::Split,
             (Some(CaptureName::Merged), _) | (None, FormatName::Raw) => Capture::Merged,
+            (Some(CaptureName::Direct), _) => Capture::Direct,
             (Some(CaptureName::Inherit), _) => Capture::Inherit,
             (Some(CaptureName::Discard), _) => Capture::Discard,
         }
@@ -460,6 +510,9 @@ impl JobArgs {
     /// `command` with everything that was said about it.
     pub(crate) fn apply(&self, mut command: Command, capture: Capture, stdin: StdinName) -> Command {
         command = command.capture(capture).limits(self.limits.limits());
+        if let Some(policy) = self.log_policy() {
+            command = command.log_policy(policy);
+        }
         if self.clear_env {
             command = command.env_clear();
         }
@@ -482,6 +535,31 @@ impl JobArgs {
             StdinName::Inherit => command.stdin_inherit(),
             StdinName::Null => command.stdin_null(),
         }
+    }
+
+    /// The policy of the job's log; `None` where nothing was said.
+    fn log_policy(&self) -> Option<LogPolicy> {
+        let mut policy = LogPolicy::new();
+        if let Some(bytes) = self.log_max_bytes {
+            policy = policy.bytes_max(bytes);
+        }
+        if let Some(files) = self.log_files {
+            policy = policy.files_max(files);
+        }
+        if let Some(rate) = self.log_rate {
+            policy = policy.rate_max(rate, if self.log_rate_drop { OverRate::Drop } else { OverRate::Pause });
+        }
+        policy = policy.when_full(match self.log_when_full {
+            FullName::Rotate => WhenFull::Rotate,
+            FullName::DropMiddle => WhenFull::DropMiddle,
+            FullName::DropTail => WhenFull::DropTail,
+        });
+        policy = policy.on_fault(match self.on_log_fault {
+            FaultName::Drop => OnLogFault::Drop,
+            FaultName::Pause => OnLogFault::Pause,
+            FaultName::Kill => OnLogFault::Kill,
+        });
+        Some(policy).filter(|policy| *policy != LogPolicy::new())
     }
 
     /// What is wrong with the options as a whole.

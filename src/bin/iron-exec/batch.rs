@@ -400,10 +400,9 @@ impl Batch<'_> {
         if !is_wanted
             && is_complete
             && let Some(path) = log.take()
-            && let Err(error) = std::fs::remove_file(path)
-            && error.kind() != io::ErrorKind::NotFound
+            && let Err(error) = self.worker.delete_log(status.id)
         {
-            self.outlet.push_message(&format!("deleting the log {} failed: {error}", path.display()));
+            self.outlet.push_message(&format!("the log {} is left: {}", path.display(), report::with_causes(&error)));
         }
         if let Some(lost) = report::lost_output(&status) {
             self.outlet.push_message(&format!("line {}: {lost}", line.number));

@@ -76,6 +76,14 @@ pub(crate) fn memory(text: &str) -> Result<u64, String> {
     })
 }
 
+/// An amount of bytes: `64K`.
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
+    match memory(text)? {
+        Limits::UNLIMITED => Err("leave the option out for no limit".to_owned()),
+        bytes => Ok(bytes),
+    }
+}
+
 /// The most processes: a number or `max`.
 pub(crate) fn pids_max(text: &str) -> Result<u64, String> {
     let pids = count_or_max(text)?;

@@ -122,6 +122,7 @@ pub(crate) fn ending(status: &Status, memory_max: Option<u64>) -> String {
     match status.stop_reason {
         Some(StopReason::Timeout) => format!("timeout, {end}"),
         Some(StopReason::Requested) => format!("stopped, {end}"),
+        Some(StopReason::LogFault) => format!("its log could not be written, {end}"),
         Some(_) | None => end,
     }
 }
@@ -152,6 +153,10 @@ pub(crate) fn out_of_memory(status: &Status, memory_max: Option<u64>) -> Option<
 pub(crate) fn lost_output(status: &Status) -> Option<String> {
     let log = status.log.as_deref().map(|path| path.display().to_string()).unwrap_or_default();
     match (status.output.dropped_bytes, status.output.cut_off) {
+        (0, false) if status.output.discarded_bytes > 0 => {
+            let bytes = status.output.discarded_bytes;
+            Some(format!("{bytes} bytes of output were dropped, as the log was full or they came too fast: see the log options"))
+        }
         (0, false) => None,
         (0, true) => Some("a process that escaped the job still held its output, which was cut off there".to_owned()),
         (bytes, _) => {
@@ -279,6 +284,9 @@ pub(crate) struct JobReport {
     stderr_bytes: u64,
     lines: u64,
     dropped_bytes: u64,
+    discarded_bytes: u64,
+    deleted_bytes: u64,
+    rotations: u64,
     cut_off: bool,
     log: Option<String>,
     cgroup: Option<String>,
@@ -368,6 +376,9 @@ impl JobReport {
             stderr_bytes: status.output.stderr_bytes,
             lines: status.output.lines,
             dropped_bytes: status.output.dropped_bytes,
+            discarded_bytes: status.output.discarded_bytes,
+            deleted_bytes: status.output.deleted_bytes,
+            rotations: status.output.rotations,
             cut_off: status.output.cut_off,
             log: log.map(text),
             cgroup: status.cgroup.as_deref().map(text),
@@ -404,6 +415,9 @@ impl JobReport {
             stderr_bytes: 0,
             lines: 0,
             dropped_bytes: 0,
+            discarded_bytes: 0,
+            deleted_bytes: 0,
+            rotations: 0,
             cut_off: false,
             log: None,
             cgroup: None,

@@ -3,11 +3,11 @@
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use iron_exec::{Capture, Command, Event, Events, JobError, JobId, LogStream, OutputStream, Status, Worker};
+use iron_exec::{Command, Event, Events, JobError, JobId, LogStream, OutputStream, Status, Worker};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use crate::args::{RunArgs, StdinName};
+use crate::args::{FaultName, RunArgs, StdinName};
 use crate::leftovers;
 use crate::outlet::{Failing, Fetched, Outlet, write_failure};
 use crate::report::{self, Fault, JobReport, exit};
@@ -36,7 +36,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Fault> {
             return Ok(error.failure().map_or(exit::OWN_FAILURE, report::exit_code_of_failure));
         }
     };
-    let is_printed = matches!(capture, Capture::Split | Capture::Merged) && !args.job.quiet;
+    let is_printed = capture.is_logged() && !args.job.quiet;
     let stream = if is_printed {
         let opened = worker.stream(job);
         Some(opened.map_err(|error| Fault::caused("reading the job's output failed", &error))?)
@@ -87,8 +87,14 @@ impl Foreground<'_> {
                     Event::LogReady { .. } => is_ready = true,
                     Event::LogFault { errno, .. } => {
                         let cause = std::io::Error::from_raw_os_error(errno);
-                        self.outlet.push_message(&format!("the job's log cannot be written, its output is being lost: {cause}"));
+                        let consequence = match self.args.job.on_log_fault {
+                            FaultName::Drop => "its output is being lost",
+                            FaultName::Pause => "the job waits",
+                            FaultName::Kill => "the job is killed",
+                        };
+                        self.outlet.push_message(&format!("the job's log cannot be written, {consequence}: {cause}"));
                     }
+                    Event::LogResumed { .. } => self.outlet.push_message("the job's log can be written again"),
                     Event::Finished { .. } | Event::StartFailed { .. } => (has_finished, is_ready) = (true, true),
                     _ => {}
                 }
