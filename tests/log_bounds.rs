@@ -752,7 +752,8 @@ fn a_log_is_deleted_with_all_its_files_once_its_job_is_over_and_nothing_else_is(
     let status = finish(&mut worker, job);
     let files = files_of(&status);
     assert!(files.len() > 3);
-    // Somebody has put a file of his own in the place of one.
+    // Somebody has put a file of his own in the place of one. (As long as that is open, its number is not given to another.)
+    let _former = fs::File::open(&files[1]).unwrap();
     fs::remove_file(&files[1]).unwrap();
     fs::write(&files[1], "a stranger's").unwrap();
     assert!(matches!(worker.delete_log(job), Err(iron_exec::JobError::Io { .. })));

@@ -70,7 +70,7 @@ impl Watcher {
         loop {
             match reader.next() {
                 Ok(event) if event.events().contains(ReadFlags::QUEUE_OVERFLOW) => {
-                    self.owners.borrow().values().copied().for_each(&mut notify)
+                    self.owners.borrow().values().copied().for_each(&mut notify);
                 }
                 Ok(event) if event.events().contains(ReadFlags::IGNORED) => {
                     self.owners.borrow_mut().remove(&event.wd());

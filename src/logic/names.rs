@@ -56,14 +56,13 @@ pub(crate) struct LogName<'a> {
 impl<'a> LogName<'a> {
     /// Takes apart a name that [`log_name`] or [`rotated_name`] has made; `None` for any other.
     pub(crate) fn parse(name: &'a str) -> Option<Self> {
-        let (log, number) = match name.strip_suffix(LOG_SUFFIX) {
-            Some(_) => (name, None),
-            None => {
-                let (log, digits) = name.rsplit_once('.')?;
-                let number = digits.parse().ok().filter(|number| *number > 0)?;
-                // One file has one name.
-                (log, Some(number).filter(|number| rotated_name(log, *number) == name).map(Some)?)
-            }
+        let (log, number) = if name.ends_with(LOG_SUFFIX) {
+            (name, None)
+        } else {
+            let (log, digits) = name.rsplit_once('.')?;
+            let number = digits.parse().ok().filter(|number| *number > 0)?;
+            // One file has one name.
+            (log, Some(number).filter(|number| rotated_name(log, *number) == name).map(Some)?)
         };
         let (_, id) = log.strip_suffix(LOG_SUFFIX)?.rsplit_once('_')?;
         let job: JobId = id.parse().ok()?;
