@@ -310,7 +310,7 @@ impl Log {
     /// The log is complete: tells its readers, and seals it. A log that was deleted or replaced by somebody has no seal to get.
     pub(crate) fn seal(&mut self, count: &mut OutputCount, lent: &mut Lent<'_>) -> LogNews {
         let mut news = self.give_up(count, lent);
-        self.say_last_word(lent);
+        self.say_last_word(count, lent);
         if self.is_direct {
             count.stdout_bytes = self.file.look_at_length(lent.log_dir.as_fd()).unwrap_or(count.stdout_bytes);
         }
@@ -507,7 +507,7 @@ impl Log {
         let Some((bounds, bytes_max)) = self.bounds.as_ref().and_then(|bounds| Some((bounds, bounds.policy.bytes_max?))) else {
             return records.len();
         };
-        let is_last = bounds.policy.when_full == WhenFull::DropTail;
+        let is_last = bounds.is_last_file();
         if is_last && bounds.cut.is_some() {
             return 0;
         }
@@ -527,7 +527,15 @@ impl Log {
     fn make_place(&mut self, count: &mut OutputCount, lent: &mut Lent<'_>) -> Result<(), Refusal> {
         match self.bounds.as_ref().map(|bounds| bounds.policy.when_full) {
             None | Some(WhenFull::DropTail) => Err(Refusal::Full),
-            Some(WhenFull::Rotate | WhenFull::DropMiddle) => Ok(self.rotate(count, lent)?),
+            Some(WhenFull::Rotate | WhenFull::DropMiddle) => {
+                let rotated = self.rotate(count, lent);
+                if !(rotated.is_err_and(WriteFault::is_shortage) && lent.log_dir.lend_spare()) {
+                    return Ok(rotated?);
+                }
+                let rotated = self.rotate(count, lent);
+                lent.log_dir.take_spare_back();
+                Ok(rotated?)
+            }
         }
     }
 
@@ -590,9 +598,8 @@ impl Log {
             let stand_in = if has_stand_in { bounds.earlier.remove(1) } else { None };
             let replaced = stand_in.as_ref().unwrap_or(&file);
             let (place, inode) = (replaced.place, replaced.inode);
-            let time = Timestamp::from_unix_nanos(self.last_time);
             let mut word = Vec::new();
-            lent.records.encode_dropped(&mut word, time, cut.bytes, Reason::Full.text());
+            lent.records.encode_dropped(&mut word, Timestamp::from_unix_nanos(self.last_time), cut.bytes, Reason::Full.text());
             let (log_dir, format) = (&*lent.log_dir, self.format);
             let mark = |fd: BorrowedFd<'_>| log_dir.mark_by_attribute(fd, format, place).map(drop);
             let inode = self.file.replace_earlier(directory, (place.number, inode), &word, mark).unwrap_or(inode);
@@ -626,11 +633,12 @@ impl Log {
         // What was dropped before, and not said, is said with it.
         let cut = bounds.cut.get_or_insert_default();
         cut.bytes += bytes + std::mem::take(&mut bounds.missing.0);
-        if is_first && self.format == LogFormat::Cri {
+        if is_first {
             let (bytes, offset) = (cut.bytes, self.file.length());
             let mut word = Vec::new();
-            lent.records.encode_dropped(&mut word, Timestamp::from_unix_nanos(self.last_time), bytes, Reason::Full.text());
-            if self.append(&word, lent).is_ok()
+            self.encode_cut(&mut word, bytes, lent);
+            if !word.is_empty()
+                && self.append(&word, lent).is_ok()
                 && let Some(cut) = self.bounds.as_mut().and_then(|bounds| bounds.cut.as_mut())
             {
                 cut.offset = Some(offset);
@@ -640,20 +648,30 @@ impl Log {
     }
 
     /// The end of the log: says what is missing and was not said.
-    fn say_last_word(&mut self, lent: &mut Lent<'_>) {
+    fn say_last_word(&mut self, count: &mut OutputCount, lent: &mut Lent<'_>) {
         let was_open = self.has_open_file();
-        let word = self.word_of_missing(lent);
-        if !word.is_empty() && self.append(&word, lent).is_ok() {
+        let mut word = self.word_of_missing(lent);
+        if !word.is_empty() && self.put(&word, 0, count, lent).1.is_ok() {
             self.is_failing = false;
         }
-        if let Some(Cut { bytes, offset: Some(offset) }) = self.bounds.as_ref().and_then(|bounds| bounds.cut) {
-            let mut word = Vec::new();
-            lent.records.encode_dropped(&mut word, Timestamp::from_unix_nanos(self.last_time), bytes, Reason::Full.text());
+        if let Some(Cut { bytes, offset }) = self.bounds.as_ref().and_then(|bounds| bounds.cut.filter(|_| bounds.is_last_file())) {
+            word.clear();
+            self.encode_cut(&mut word, bytes, lent);
             // If that fails, the number in the log is too small; the status has the right one.
-            let _ = self.file.overwrite(lent.log_dir.as_fd(), &word, offset);
+            let _ = match offset {
+                Some(offset) => self.file.overwrite(lent.log_dir.as_fd(), &word, offset),
+                None => self.append(&word, lent),
+            };
         }
         if !was_open {
             self.keep_open(lent);
+        }
+    }
+
+    /// The word that so many bytes are missing because the log is full; none in a raw log.
+    fn encode_cut(&self, word: &mut Vec<u8>, bytes: u64, lent: &mut Lent<'_>) {
+        if self.format == LogFormat::Cri {
+            lent.records.encode_dropped(word, Timestamp::from_unix_nanos(self.last_time), bytes, Reason::Full.text());
         }
     }
 
@@ -706,6 +724,11 @@ impl Bounds {
             retry_after: RETRY_AFTER_MIN,
             is_given_up: false,
         }
+    }
+
+    /// Whether the log is one file, which ends where it is full.
+    fn is_last_file(&self) -> bool {
+        self.policy.when_full == WhenFull::DropTail
     }
 
     /// What happens at a fault; at the end of the job nobody is left to wait, nor to kill.
