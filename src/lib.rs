@@ -32,6 +32,7 @@
 //! - [`Worker`] is [`AsFd`](std::os::fd::AsFd): put it into the loop that you have.
 //! - [`framing`]: the line splitter and the log format by themselves.
 //! - [`Limits`]: what a job may use; [`Worker::usage`]: what it has used; [`guide::limits`]: how to have them, and what they do.
+//! - [`LogPolicy`]: rotation, caps, and what happens where a log cannot be written; [`Retention`]: how long logs are kept; [`guide::logs`]: all about them.
 //! - [`guide::spawning`]: how a job is started, and why that is safe.
 //!
 //! # What it does not do

@@ -1,4 +1,5 @@
 //! Longer texts: why things are as they are. Nothing to call.
 
 pub mod limits;
+pub mod logs;
 pub mod spawning;
