@@ -31,8 +31,9 @@ use crate::model::event::Event;
 use crate::model::id::{JobId, OwnerId};
 use crate::model::limits::Limits;
 use crate::model::log_policy::LogPolicy;
-use crate::model::output::{LogFormat, OutputStream, StreamSelect};
+use crate::model::output::{LogFormat, OutputStream};
 use crate::model::pressure::{Pressure, PressureResource};
+use crate::model::reading::ReadOptions;
 use crate::model::signal::Signal;
 use crate::model::status::{Exit, ResourceUsage, Status, StopReason};
 use crate::model::usage::{CgroupUsage, MemoryEvents};
@@ -754,8 +755,8 @@ impl Job {
     }
 
     /// A reader of the job's log.
-    pub(crate) fn stream(&self, select: StreamSelect, log_dir: &LogDir, watcher: &Watcher) -> Result<LogStream, StreamError> {
-        self.outputs.stream(select, self.is_finished(), log_dir, watcher).unwrap_or(Err(StreamError::NotLogged { job: self.id }))
+    pub(crate) fn stream(&self, options: &ReadOptions, log_dir: &LogDir, watcher: &Watcher) -> Result<LogStream, StreamError> {
+        self.outputs.stream(options, self.is_finished(), log_dir, watcher).unwrap_or(Err(StreamError::NotLogged { job: self.id }))
     }
 
     pub(crate) fn is_finished(&self) -> bool {

@@ -89,6 +89,7 @@ pub use model::limits::{IoDevice, IoMax, Limits};
 pub use model::log_policy::{LogPolicy, OnLogFault, OverRate, WhenFull};
 pub use model::output::{Capture, LogFormat, OutputStream, Record, StreamSelect, Timestamp};
 pub use model::pressure::{Pressure, PressureResource};
+pub use model::reading::{GapKind, LogEnd, LogPosition, ReadOptions};
 pub use model::resource::Resource;
 pub use model::settings::{CgroupBase, EnvBase};
 pub use model::signal::{Signal, UnknownSignal};

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use memchr::{memchr, memrchr};
 
-use crate::kernel::log_dir::LogDir;
+use crate::kernel::log_dir::{self, LogDir};
 use crate::kernel::log_file::{Inode, LogFile, WriteFault};
-use crate::kernel::stream::LogStream;
+use crate::kernel::stream::files::LogFiles;
 use crate::kernel::stream::progress::LogProgress;
+use crate::kernel::stream::{LogStream, Source};
 use crate::kernel::watcher::{Watch, Watcher};
 use crate::lent::{Alarm, Lent, Queues, unix_nanos};
 use crate::logic::bucket::Bucket;
@@ -23,7 +24,8 @@ use crate::logic::mark::Place;
 use crate::logic::token::Key;
 use crate::model::error::{StreamError, errno};
 use crate::model::log_policy::{LogPolicy, OnLogFault, OverRate, WhenFull};
-use crate::model::output::{LogFormat, OutputStream, StreamSelect, Timestamp};
+use crate::model::output::{LogFormat, OutputStream, Timestamp};
+use crate::model::reading::ReadOptions;
 use crate::model::status::OutputCount;
 
 /// How soon writing is tried again where output waits for it, at first and at most.
@@ -217,7 +219,7 @@ impl Log {
     /// A reader of the log.
     pub(crate) fn stream(
         &self,
-        select: StreamSelect,
+        options: &ReadOptions,
         has_ended: bool,
         log_dir: &LogDir,
         watcher: &Watcher,
@@ -236,7 +238,10 @@ impl Log {
             Arc::new(progress)
         });
         let raw_stream = self.is_merged.then_some(OutputStream::Stdout);
-        LogStream::live(file, path.clone(), Arc::clone(progress), self.format, select, raw_stream)
+        let (places, source) = (progress.places(), Source::live(Arc::clone(progress), self.is_direct));
+        let end = (!self.is_direct).then(|| self.length());
+        let files = LogFiles::new(log_dir.share(), path.clone(), file.as_fd(), Some(log_dir.worker()), log_dir::read_attribute);
+        LogStream::open(files.map_err(failed)?, &file, (&places, end), source, (self.format, raw_stream), options)
     }
 
     /// Something was written into a log that the job itself writes.

@@ -16,7 +16,8 @@ use crate::logic::lines::{Ending, LineSplitter};
 use crate::logic::pace::Pace;
 use crate::logic::token::{Key, Source};
 use crate::model::error::StreamError;
-use crate::model::output::{LogFormat, OutputStream, StreamSelect};
+use crate::model::output::{LogFormat, OutputStream};
+use crate::model::reading::ReadOptions;
 use crate::model::status::OutputCount;
 
 /// Bytes that are read of a pipe at most when its output is given up: more than a busy pipe holds.
@@ -131,12 +132,12 @@ impl Outputs {
     /// A reader of the log; `None` if there is no log.
     pub(crate) fn stream(
         &self,
-        select: StreamSelect,
+        options: &ReadOptions,
         has_ended: bool,
         log_dir: &LogDir,
         watcher: &Watcher,
     ) -> Option<Result<LogStream, StreamError>> {
-        Some(self.log.as_ref()?.stream(select, has_ended, log_dir, watcher))
+        Some(self.log.as_ref()?.stream(options, has_ended, log_dir, watcher))
     }
 
     /// Something was written into a log that the job itself writes.

@@ -19,8 +19,9 @@ use crate::model::id::{JobId, OwnerId};
 use crate::model::leftover::Leftover;
 use crate::model::limits::Limits;
 use crate::model::log_policy::LogPolicy;
-use crate::model::output::{LogFormat, OutputStream, StreamSelect};
+use crate::model::output::{LogFormat, OutputStream};
 use crate::model::pressure::{Pressure, PressureResource};
+use crate::model::reading::ReadOptions;
 use crate::model::signal::Signal;
 use crate::model::status::{Status, StopReason};
 use crate::model::usage::CgroupUsage;
@@ -253,15 +254,15 @@ impl Worker {
     /// # Errors
     /// [`StreamError::NotFound`]; [`StreamError::NotLogged`]; [`StreamError::Io`] if the log file is gone.
     pub fn stream(&self, job: JobId) -> Result<LogStream, StreamError> {
-        self.stream_select(job, StreamSelect::Both)
+        self.stream_with(job, &ReadOptions::new())
     }
 
-    /// As [`stream`](Self::stream), for one of the two streams or both.
+    /// As [`stream`](Self::stream), for one of the two streams or both, and from where `options` say.
     ///
     /// # Errors
-    /// As `stream`, and [`StreamError::NotSeparable`] for one stream of a raw log that has two.
-    pub fn stream_select(&self, job: JobId, select: StreamSelect) -> Result<LogStream, StreamError> {
-        self.table.by_id(job).ok_or(StreamError::NotFound { job })?.stream(select, &self.reactor.log_dir, &self.reactor.watcher)
+    /// As `stream`, and [`StreamError::NotSeparable`] for one stream of a raw log that has two, [`StreamError::NoTimes`] for a time in a raw log.
+    pub fn stream_with(&self, job: JobId, options: &ReadOptions) -> Result<LogStream, StreamError> {
+        self.table.by_id(job).ok_or(StreamError::NotFound { job })?.stream(options, &self.reactor.log_dir, &self.reactor.watcher)
     }
 
     /// A job's output as a blocking reader, which turns the loop while it waits. Events are kept for the next [`turn`](Self::turn).

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use common::{DEADLINE, Host, cannot_run, finish, isolated, not_root, output_of, process_runs, turn_until};
 use iron_exec::{Builder, Capture, CgroupBase, Command, EnvBase, Event, JobState, LogFormat, OutputStream, Resource};
-use iron_exec::{Rung, Signal, StartFailure, Status, Step, StopReason, StreamError, StreamSelect, Worker};
+use iron_exec::{Rung, Signal, StartFailure, Status, Step, StopReason, StreamError, Worker};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Rlimit, getrlimit, setrlimit};
 
@@ -758,7 +758,7 @@ fn split_output_is_logged_with_each_line_on_its_stream() {
         let status = finish(worker, job);
         assert_eq!((status.output.stdout_bytes, status.output.stderr_bytes, status.output.lines), (7, 4, 2));
         for (stream, expected) in [(OutputStream::Stdout, "out\nend"), (OutputStream::Stderr, "err\n")] {
-            let mut reader = worker.stream_select(job, StreamSelect::Only(stream)).unwrap();
+            let mut reader = worker.stream_with(job, &iron_exec::ReadOptions::new().only(stream)).unwrap();
             let mut seen = Vec::new();
             while let std::task::Poll::Ready(piece) = reader.try_fill_buf() {
                 let piece = piece.unwrap();

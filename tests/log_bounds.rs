@@ -653,7 +653,7 @@ fn small_writes_gather_in_the_pipe_and_every_byte_of_both_streams_comes_in_order
     let script = "import os\nfor i in range(20000):\n os.write(1, b'%d\\n' % (i % 10))\n os.write(2, b'e\\n')\n";
     let job = worker.start(Command::new("python3").args(["-c", script])).unwrap();
     let status = finish(&mut worker, job);
-    let mut stream = worker.stream_select(job, iron_exec::StreamSelect::Only(OutputStream::Stdout)).unwrap();
+    let mut stream = worker.stream_with(job, &iron_exec::ReadOptions::new().only(OutputStream::Stdout)).unwrap();
     let mut bytes = Vec::new();
     while let std::task::Poll::Ready(Ok(Some(record))) = stream.try_next_record() {
         bytes.extend_from_slice(record.bytes);

@@ -421,7 +421,7 @@ fn another_user_can_neither_read_nor_change_nor_remove_a_log() {
     let script = "rm -f *.log; for log in *.log; do true > $log; cat $log; done; echo out";
     let job = worker.start(Command::shell(script).cwd(host.log_dir.path()).uid(NOBODY).gid(NOBODY).groups([])).unwrap();
     let status = finish(&mut worker, job);
-    let reader = worker.stream_select(job, iron_exec::StreamSelect::Only(iron_exec::OutputStream::Stdout));
+    let reader = worker.stream_with(job, &iron_exec::ReadOptions::new().only(iron_exec::OutputStream::Stdout));
     let std::task::Poll::Ready(Ok(bytes)) = reader.unwrap().try_fill_buf().map(|read| read.map(<[u8]>::to_vec)) else {
         panic!("there are bytes")
     };

@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::{Host, finish, isolated, not_root, output_of, turn_until};
-use iron_exec::{Builder, Capture, Command, Event, JobId, JobState, LogFormat, LogStream, OutputStream, Status, StreamSelect, Worker};
+use iron_exec::{Builder, Capture, Command, Event, JobId, JobState, LogFormat, LogStream, OutputStream, ReadOptions, Status, Worker};
 use regex::bytes::Regex;
 
 const ENOENT: i32 = 2;
@@ -233,7 +233,7 @@ fn any_bytes_come_through(seed: u64, format: LogFormat, capture: Capture) {
     let command = sh("cat \"$STDERR\" >&2 & cat \"$STDOUT\"; wait").env("STDOUT", &files[0]).env("STDERR", &files[1]);
     let job = worker.start(command.capture(capture).log_format(format)).unwrap();
     let mut readers = if is_two {
-        let selected = |stream| worker.stream_select(job, StreamSelect::Only(stream)).unwrap();
+        let selected = |stream| worker.stream_with(job, &ReadOptions::new().only(stream)).unwrap();
         vec![Expected::new(selected(OutputStream::Stdout), &stdout), Expected::new(selected(OutputStream::Stderr), &stderr)]
     } else {
         vec![Expected::new(worker.stream(job).unwrap(), &stdout)]

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use common::{DEADLINE, Host, finish, not_root, turn_until, wait_until};
 use iron_exec::{
-    Capture, Command, Event, Events, JobId, JobState, LogFormat, LogStream, OutputStream, Record, StreamError, StreamSelect, Timestamp,
-    Worker,
+    Capture, Command, Event, Events, JobId, JobState, LogFormat, LogStream, OutputStream, ReadOptions, Record, StreamError, StreamSelect,
+    Timestamp, Worker,
 };
 
 /// A time to flush that no test waits for: lines are written when they end.
@@ -156,7 +156,7 @@ fn one_stream_both_or_the_records_of_a_log_can_be_read() {
     let mut early = worker.stream(job).unwrap();
     finish(&mut worker, job);
 
-    let select = |select| worker.stream_select(job, select).unwrap();
+    let select = |select| worker.stream_with(job, &ReadOptions::new().select(select)).unwrap();
     let stdout = &b"out\na longer line\nend"[..];
     assert_eq!(read_now(&mut select(StreamSelect::Only(OutputStream::Stdout))), last(stdout));
     assert_eq!(read_now(&mut select(StreamSelect::Only(OutputStream::Stderr))), last(b"err\n\n"));
@@ -192,9 +192,9 @@ fn one_stream_of_a_single_pipe_is_everything_and_the_other_nothing() {
     let mut worker = host.worker();
     for format in [LogFormat::Cri, LogFormat::Raw] {
         let job = worker.start(Command::shell("echo out; echo err >&2").capture(Capture::Merged).log_format(format)).unwrap();
-        let mut early = worker.stream_select(job, StreamSelect::Only(OutputStream::Stderr)).unwrap();
+        let mut early = worker.stream_with(job, &ReadOptions::new().only(OutputStream::Stderr)).unwrap();
         finish(&mut worker, job);
-        let select = |stream| worker.stream_select(job, StreamSelect::Only(stream)).unwrap();
+        let select = |stream| worker.stream_with(job, &ReadOptions::new().only(stream)).unwrap();
         assert_eq!(read_now(&mut select(OutputStream::Stdout)), last(b"out\nerr\n"));
         assert_eq!(read_now(&mut early), last(b""));
     }
@@ -212,7 +212,7 @@ fn a_stream_that_cannot_be_had_is_refused_with_the_reason() {
 
     let job = worker.start(Command::new("true").log_format(LogFormat::Raw)).unwrap();
     for stream in [OutputStream::Stdout, OutputStream::Stderr] {
-        let refused = worker.stream_select(job, StreamSelect::Only(stream));
+        let refused = worker.stream_with(job, &ReadOptions::new().only(stream));
         assert!(matches!(refused, Err(StreamError::NotSeparable { stream: named }) if named == stream));
     }
 

@@ -5,12 +5,14 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FlockOperation, Mode as FileMode, OFlags, XattrFlags};
 use rustix::io::Errno;
 use uuid::Uuid;
 
 use crate::logic::mark::{Mark, Place};
+use crate::logic::names::LogName;
 use crate::model::error::BuildError;
 use crate::model::output::LogFormat;
 
@@ -41,12 +43,22 @@ pub(crate) fn table_name(worker: Uuid) -> String {
 
 /// Reads the mark of a log of any worker: the attribute of the open file, or the tables of the directory of locks.
 pub(crate) fn read_mark(log: BorrowedFd<'_>, path: &Path) -> io::Result<Option<Mark>> {
+    let mark = read_attribute(log, path)?;
+    if mark.is_some() { Ok(mark) } else { look_up_mark(log, path) }
+}
+
+/// As [`read_mark`], but for the tables: for who knows whose log it is.
+pub(crate) fn read_attribute(log: BorrowedFd<'_>, _path: &Path) -> io::Result<Option<Mark>> {
     let mut value = [0_u8; 128];
     match rustix::fs::fgetxattr(log, MARK_XATTR, &mut value) {
-        Ok(length) => return Ok(value.get(..length).and_then(|text| std::str::from_utf8(text).ok()).and_then(Mark::decode)),
-        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE) => {}
-        Err(errno) => return Err(errno.into()),
+        Ok(length) => Ok(value.get(..length).and_then(|text| std::str::from_utf8(text).ok()).and_then(Mark::decode)),
+        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE) => Ok(None),
+        Err(errno) => Err(errno.into()),
     }
+}
+
+/// Looks a log up in the tables.
+fn look_up_mark(log: BorrowedFd<'_>, path: &Path) -> io::Result<Option<Mark>> {
     let (Some(name), Some(locks)) = (path.file_name().and_then(|name| name.to_str()), locks_of(log, path)?) else { return Ok(None) };
     let entries = match std::fs::read_dir(&locks) {
         Ok(entries) => entries,
@@ -77,9 +89,17 @@ fn mark_in_table(table: &Path, log: &str) -> io::Result<Option<Mark>> {
     }
     let mut text = Vec::new();
     file.take(TABLE_BYTES_MAX).read_to_end(&mut text)?;
-    let of_log = |line: &str| line.strip_prefix(log)?.strip_prefix(' ').and_then(Mark::decode);
+    let text = String::from_utf8_lossy(&text);
+    let mark_in = |line: &str, name: &str| line.strip_prefix(name)?.strip_prefix(' ').and_then(Mark::decode);
     // A name that was given to one file after the other belongs to the last.
-    Ok(String::from_utf8_lossy(&text).lines().rev().find_map(of_log))
+    let own = text.lines().rev().find_map(|line| mark_in(line, log));
+    // A file that was rotated was marked under the log's own name, before that.
+    let rotated = LogName::parse(log).and_then(|parsed| Some((parsed.log, parsed.number?)));
+    let former = || {
+        let (log, number) = rotated?;
+        text.lines().rev().find_map(|line| mark_in(line, log).filter(|mark| mark.place.number == number))
+    };
+    Ok(own.or_else(former))
 }
 
 /// The lock of the worker that writes, or wrote, the log at `path`.
@@ -113,7 +133,7 @@ fn locks_of(log: BorrowedFd<'_>, path: &Path) -> io::Result<Option<PathBuf>> {
 #[derive(Debug)]
 pub(crate) struct LogDir {
     path: PathBuf,
-    directory: OwnedFd,
+    directory: Arc<OwnedFd>,
     locks: OwnedFd,
     lock: OwnedFd,
     worker: Uuid,
@@ -143,7 +163,7 @@ impl LogDir {
             }
             match make_lock(locks.as_fd(), worker) {
                 Ok(lock) => {
-                    let mut log_dir = Self { path, directory, locks, lock, worker, table: None, spare: None };
+                    let mut log_dir = Self { path, directory: Arc::new(directory), locks, lock, worker, table: None, spare: None };
                     log_dir.take_spare_back();
                     return Ok(log_dir);
                 }
@@ -156,6 +176,16 @@ impl LogDir {
 
     pub(crate) fn path_of(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// The directory, for readers that may outlive the worker.
+    pub(crate) fn share(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.directory)
+    }
+
+    /// The mark of a worker's own logs begins with this.
+    pub(crate) fn worker(&self) -> Uuid {
+        self.worker
     }
 
     /// Marks a log file, which is called `name`, as this worker's.
@@ -196,7 +226,7 @@ impl LogDir {
 
     /// Puts a descriptor in reserve again, if one can be had.
     pub(crate) fn take_spare_back(&mut self) {
-        self.spare = rustix::io::fcntl_dupfd_cloexec(&self.directory, 3).ok();
+        self.spare = rustix::io::fcntl_dupfd_cloexec(&*self.directory, 3).ok();
     }
 
     fn make_table(&self) -> io::Result<OwnedFd> {
@@ -220,7 +250,7 @@ impl Drop for LogDir {
         }
         // ENOTEMPTY: other workers have theirs; the last one out succeeds.
         let uid = rustix::process::geteuid().as_raw();
-        let _ = rustix::fs::unlinkat(&self.directory, locks_name(uid), AtFlags::REMOVEDIR);
+        let _ = rustix::fs::unlinkat(&*self.directory, locks_name(uid), AtFlags::REMOVEDIR);
         let _ = rustix::fs::flock(&self.lock, FlockOperation::Unlock);
     }
 }

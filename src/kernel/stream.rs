@@ -1,18 +1,35 @@
 //! Reading a log while it grows: in this process, told by the loop, or a file of another one.
+//!
+//! A log is the sequence of its files. The reader has one of them open, and its end is not the log's as long as another one follows:
+//!
+//! ```text
+//! log.000003 (open) -> end of file -> is there a next one? -> read once more -> log.000004 or log
+//! ```
+//!
+//! "Once more", because what was written before the file was rotated may have come after the first look.
 
+pub(crate) mod files;
 pub(crate) mod progress;
+pub(crate) mod seek;
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
+use memchr::memchr;
+
+use crate::kernel::stream::files::{LogFiles, Part, is_sealed};
 use crate::kernel::stream::progress::LogProgress;
+use crate::kernel::stream::seek::Begin;
 use crate::logic::cri::{Decoded, Decoder};
+use crate::logic::mark::Place;
 use crate::model::error::StreamError;
 use crate::model::output::{LogFormat, OutputStream, Record, StreamSelect, Timestamp};
+use crate::model::reading::{GapKind, LogEnd, LogPosition, ReadOptions};
 
 /// Bytes asked of the file in one read.
 const READ_BYTES: usize = 64 << 10;
@@ -22,11 +39,31 @@ const RECORD_BYTES_MAX: usize = 16 << 20;
 
 /// Where a stream learns that there is more, or that there will be no more.
 #[derive(Debug)]
-enum Source {
+pub(crate) enum Source {
     /// The loop of this process writes the log.
-    Live { progress: Arc<LogProgress>, id: u64 },
+    Live {
+        progress: Arc<LogProgress>,
+        id: u64,
+        /// How far the log reached when the end of the file was last seen.
+        told: u64,
+        /// Whether what is in the file is read, and not as much as the loop says: somebody has cut it, or the job itself writes it.
+        is_measured: bool,
+    },
     /// Another process writes it, or nobody any more.
-    File { ended: bool },
+    File {
+        /// Whether its end is waited for.
+        follows: bool,
+        /// Whether its worker was found dead.
+        is_given_up: bool,
+    },
+}
+
+impl Source {
+    /// A new reader of a log that the loop of this process writes, or only watches: then the file says how far it reaches.
+    pub(crate) fn live(progress: Arc<LogProgress>, is_measured: bool) -> Self {
+        let id = progress.next_id.fetch_add(1, Ordering::Relaxed);
+        Source::Live { progress, id, told: u64::MAX, is_measured }
+    }
 }
 
 /// A reader of one log: yields the job's exact bytes, never waits, never slows the job down.
@@ -34,10 +71,23 @@ enum Source {
 /// It owns its place and its file descriptor, is `Send`, and goes on after the worker is gone (the log has ended then). Dropping it ends it.
 /// It is not `Read`: with "not yet" as an error, `lines()` and its like would lose bytes. For blocking reading see
 /// [`Worker::follow`](crate::Worker::follow).
+///
+/// It reads on through the files of a log that is rotated, without losing or repeating a byte; where files were deleted before they were read, it says how much
+/// is missing ([`StreamError::Gap`]).
 #[derive(Debug)]
 pub struct LogStream {
+    files: LogFiles,
+    /// The file that is read.
     file: OwnedFd,
-    path: PathBuf,
+    /// Its place in the log.
+    place: Place,
+    /// Where in it the next read begins.
+    position: u64,
+    /// The file that comes next; this one is read to its end first.
+    next: Option<Part>,
+    /// How the log ends; what is in the file is read first.
+    closing: Option<LogEnd>,
+    end: Option<LogEnd>,
     source: Source,
     format: LogFormat,
     select: StreamSelect,
@@ -51,66 +101,130 @@ pub struct LogStream {
     shown: std::ops::Range<usize>,
     /// The stream and time of what is shown, in a log that has them.
     shown_meta: Option<(OutputStream, Timestamp)>,
-    /// Where in the file the next read begins.
-    offset: u64,
+    /// Where in the log the record begins that is shown.
+    shown_at: u64,
+    /// Whether the rest of a record is to be passed over first.
+    in_record: bool,
+    /// Records of this stream only, up to this offset in the log.
+    lead: Option<(OutputStream, u64)>,
+    /// Records that are older than this are passed over, up to the first that is not.
+    since: Option<Timestamp>,
+    /// Whether the last record said that output is missing.
+    is_gap_told: bool,
+    /// What is to be told before anything else.
+    notices: VecDeque<StreamError>,
 }
 
 /// What stands at the beginning of the unread bytes.
 enum Step {
     Show(usize, std::ops::Range<usize>, Option<(OutputStream, Timestamp)>),
     Skip(usize),
+    Missing(usize, u64),
     Malformed(usize),
     Refill,
 }
 
-impl LogStream {
-    pub(crate) fn live(
-        file: OwnedFd,
-        path: PathBuf,
-        progress: Arc<LogProgress>,
-        format: LogFormat,
-        select: StreamSelect,
-        raw_stream: Option<OutputStream>,
-    ) -> Result<Self, StreamError> {
-        let id = progress.next_id.fetch_add(1, Ordering::Relaxed);
-        Self::new(file, path, Source::Live { progress, id }, format, select, raw_stream)
-    }
+/// What was found at the end of a file.
+enum Found {
+    /// There is nothing more, for now.
+    Nothing,
+    /// The next file.
+    Next(Part),
+    /// That was the last file.
+    End(LogEnd),
+    /// It is shorter than what was read of it.
+    Cut(u64),
+}
 
-    pub(crate) fn file(file: OwnedFd, path: PathBuf, format: LogFormat, select: StreamSelect) -> Result<Self, StreamError> {
-        Self::new(file, path, Source::File { ended: false }, format, select, None)
+impl LogStream {
+    /// Opens a reader of `files`, which stand at `places`, oldest first; the last of them is open already. `end`: the end of the log, in bytes of it; that of the
+    /// newest file, if `None`.
+    pub(crate) fn open(
+        files: LogFiles,
+        newest: &OwnedFd,
+        (places, end): (&[Place], Option<u64>),
+        source: Source,
+        (format, raw_stream): (LogFormat, Option<OutputStream>),
+        options: &ReadOptions,
+    ) -> Result<Self, StreamError> {
+        match (format, options.select, raw_stream, options.position) {
+            (LogFormat::Raw, StreamSelect::Only(stream), None, _) => return Err(StreamError::NotSeparable { stream }),
+            (LogFormat::Raw, .., LogPosition::Since(_)) => return Err(StreamError::NoTimes { path: files.path().to_owned() }),
+            _ => {}
+        }
+        let last = places.last().map(|last| last.number);
+        let open = |place: Place| {
+            if Some(place.number) == last {
+                return newest.try_clone().map(Some);
+            }
+            Ok(files.open(place.number, false)?.map(|part| part.file))
+        };
+        let begin = seek::Log { places, open, format, end }.find(options);
+        let begin = begin.and_then(|begin| begin.ok_or_else(|| io::ErrorKind::NotFound.into()));
+        match begin {
+            Ok(begin) => Ok(Self::new(files, begin, source, (format, raw_stream), options)),
+            Err(source) => Err(StreamError::Io { path: files.path().to_owned(), source }),
+        }
     }
 
     fn new(
-        file: OwnedFd,
-        path: PathBuf,
+        files: LogFiles,
+        begin: Begin,
         source: Source,
-        format: LogFormat,
-        select: StreamSelect,
-        raw_stream: Option<OutputStream>,
-    ) -> Result<Self, StreamError> {
-        if let (LogFormat::Raw, StreamSelect::Only(stream), None) = (format, select, raw_stream) {
-            return Err(StreamError::NotSeparable { stream });
+        (format, raw_stream): (LogFormat, Option<OutputStream>),
+        options: &ReadOptions,
+    ) -> Self {
+        let mut notices = VecDeque::new();
+        if begin.missing > 0 {
+            notices.push_back(StreamError::Gap { path: files.path().to_owned(), bytes: begin.missing, kind: GapKind::Files });
         }
-        let decoder = Decoder::new();
-        Ok(Self {
-            file,
-            path,
+        let since = if let LogPosition::Since(time) = options.position { Some(time) } else { None };
+        Self {
+            files,
+            file: begin.file,
+            place: begin.place,
+            position: begin.position,
+            next: None,
+            closing: None,
+            end: None,
             source,
             format,
-            select,
+            select: options.select,
             raw_stream,
-            decoder,
+            decoder: Decoder::new(),
             buffer: Vec::new(),
             unread: 0..0,
             shown: 0..0,
             shown_meta: None,
-            offset: 0,
-        })
+            shown_at: 0,
+            in_record: begin.in_record,
+            lead: begin.lead,
+            since,
+            is_gap_told: false,
+            notices,
+        }
     }
 
-    /// The log file.
+    /// The log file: the newest one, if there are several.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.files.path()
+    }
+
+    /// Where in the log stands what comes next, in bytes from its beginning, all its files counted: [`LogPosition::Offset`] goes on from here another time. It
+    /// counts bytes of the log, not of the job's output. In the CRI format that is where a record begins; one that is not consumed whole comes again.
+    ///
+    /// (Of a log whose marks are lost, a copy for instance, and whose first files are gone, it counts from the oldest that is left.)
+    pub fn offset(&self) -> u64 {
+        match (self.shown.is_empty(), self.format) {
+            (true, _) => self.unread_at(),
+            (false, LogFormat::Cri) => self.shown_at,
+            (false, LogFormat::Raw) => self.unread_at() - self.shown.len() as u64,
+        }
+    }
+
+    /// How the log has ended; `None` before that was seen.
+    pub fn end(&self) -> Option<LogEnd> {
+        self.end
     }
 
     /// The next bytes of the job's output: at least one, nothing at the end of the log, `Pending` if more may come. Call
@@ -119,7 +233,7 @@ impl LogStream {
     /// After `Pending`, the worker's [`Event::LogReady`](crate::Event::LogReady) tells when to ask again.
     ///
     /// # Errors
-    /// If the file cannot be read, or holds something that is no log; reading goes on behind it.
+    /// [`StreamError::Io`] if the file cannot be read; what is [passable](StreamError::is_passable) tells of something in the log, and reading goes on behind it.
     pub fn try_fill_buf(&mut self) -> Poll<Result<&[u8], StreamError>> {
         self.fill(None)
     }
@@ -159,15 +273,19 @@ impl LogStream {
         self.bytes(self.shown.clone())
     }
 
-    /// The file, for a follower that watches it.
-    pub(crate) fn fd(&self) -> &OwnedFd {
-        &self.file
+    pub(crate) fn format(&self) -> LogFormat {
+        self.format
     }
 
-    /// The file was found sealed or given up by its writer: what is in it now is all.
-    pub(crate) fn set_ended(&mut self) {
-        if let Source::File { ended } = &mut self.source {
-            *ended = true;
+    /// The file that is read now, for a follower that watches it, and its number.
+    pub(crate) fn file(&self) -> (&OwnedFd, u64) {
+        (&self.file, self.place.number)
+    }
+
+    /// The writer was found dead: what is in the log now is all.
+    pub(crate) fn give_up(&mut self) {
+        if let Source::File { is_given_up, .. } = &mut self.source {
+            *is_given_up = true;
         }
     }
 
@@ -202,32 +320,40 @@ impl LogStream {
         self.buffer.get(range).unwrap_or_default()
     }
 
+    /// Where in the log the unread bytes begin.
+    fn unread_at(&self) -> u64 {
+        self.place.start + self.position - self.unread.len() as u64
+    }
+
     /// Moves on until there is something to show (or the end: `shown` stays empty).
     fn advance(&mut self, mut cx: Option<&mut Context<'_>>) -> Poll<Result<(), StreamError>> {
         self.shown = 0..0;
         loop {
+            if let Some(notice) = self.notices.pop_front() {
+                return Poll::Ready(Err(notice));
+            }
             match self.step() {
                 Step::Show(length, shown, meta) => {
+                    self.shown_at = self.unread_at();
                     self.unread.start += length;
                     (self.shown, self.shown_meta) = (shown, meta);
                     return Poll::Ready(Ok(()));
                 }
                 Step::Skip(length) => self.unread.start += length,
-                Step::Malformed(length) => {
-                    let offset = self.offset - self.unread.len() as u64;
+                Step::Missing(length, bytes) => {
                     self.unread.start += length;
-                    return Poll::Ready(Err(StreamError::Malformed { path: self.path.clone(), offset }));
+                    self.is_gap_told = true;
+                    self.notices.push_back(StreamError::Gap { path: self.path().to_owned(), bytes, kind: GapKind::Output });
                 }
+                Step::Malformed(length) => {
+                    self.note_malformed();
+                    self.unread.start += length;
+                }
+                Step::Refill if self.end.is_some() => return Poll::Ready(Ok(())),
                 Step::Refill => match self.refill(cx.as_deref_mut()) {
                     Poll::Pending => return Poll::Pending,
-                    Poll::Ready(Err(source)) => return Poll::Ready(Err(StreamError::Io { path: self.path.clone(), source })),
-                    Poll::Ready(Ok(true)) => {}
-                    // The end. A torn record before it was never a record.
-                    Poll::Ready(Ok(false)) => {
-                        self.unread = 0..0;
-                        self.buffer = Vec::new();
-                        return Poll::Ready(Ok(()));
-                    }
+                    Poll::Ready(Err(source)) => return Poll::Ready(Err(StreamError::Io { path: self.path().to_owned(), source })),
+                    Poll::Ready(Ok(())) => {}
                 },
             }
         }
@@ -245,52 +371,181 @@ impl LogStream {
             }
             return Step::Show(unread.len(), self.unread.clone(), None);
         }
+        if self.in_record {
+            let end = memchr(b'\n', unread);
+            self.in_record = end.is_none();
+            return Step::Skip(end.map_or(unread.len(), |end| end + 1));
+        }
         match self.decoder.decode(unread) {
             Decoded::Record { time, stream, partial, content, len } => {
+                self.is_gap_told = false;
                 // The line feed that ends a full record in the file is the very one that ended the job's line.
                 let shown = content.len() + usize::from(!partial);
-                if shown == 0 || !self.select.includes(stream) {
+                let content = start + len - 1 - content.len();
+                if shown == 0 || !self.select.includes(stream) || self.is_passed_over(stream, time) {
                     return Step::Skip(len);
                 }
-                let content = start + len - 1 - content.len();
                 Step::Show(len, content..content + shown, Some((stream, time)))
             }
-            Decoded::Dropped { len, .. } => Step::Skip(len),
+            Decoded::Dropped { time, len, .. } if self.lead.is_some() || self.since.is_some_and(|since| time < since) => Step::Skip(len),
+            Decoded::Dropped { bytes, len, .. } => Step::Missing(len, bytes),
             Decoded::Malformed { len } => Step::Malformed(len),
             Decoded::Incomplete if unread.len() > RECORD_BYTES_MAX => Step::Malformed(unread.len()),
             Decoded::Incomplete => Step::Refill,
         }
     }
 
-    /// Reads more of the file behind the unread bytes. `false` at the end.
-    fn refill(&mut self, cx: Option<&mut Context<'_>>) -> Poll<io::Result<bool>> {
-        let available = match &self.source {
-            Source::Live { progress, id } => {
-                // Once it has ended its length is final: look in this order.
-                let look = || (progress.ended.load(Ordering::SeqCst), progress.length.load(Ordering::SeqCst));
-                let (mut ended, mut length) = look();
-                if !ended && length <= self.offset {
-                    if let Some(cx) = cx {
-                        progress.enlist(*id, cx.waker());
-                    }
-                    progress.awaited.store(true, Ordering::SeqCst);
-                    // The loop may have written between the look and the word that we wait.
-                    (ended, length) = look();
-                    if !ended && length <= self.offset {
-                        return Poll::Pending;
+    /// Whether this record, the next one, stands before what was asked for.
+    fn is_passed_over(&mut self, stream: OutputStream, time: Timestamp) -> bool {
+        if let Some((wanted, until)) = self.lead {
+            if self.unread_at() < until {
+                return stream != wanted;
+            }
+            self.lead = None;
+        }
+        if self.since.is_some_and(|since| time < since) {
+            return true;
+        }
+        self.since = None;
+        false
+    }
+
+    fn note_malformed(&mut self) {
+        self.notices.push_back(StreamError::Malformed { path: self.path().to_owned(), offset: self.unread_at() });
+    }
+
+    /// Reads more of the log behind the unread bytes, or notes its end, or something to be told.
+    fn refill(&mut self, mut cx: Option<&mut Context<'_>>) -> Poll<io::Result<()>> {
+        loop {
+            let is_last_look = self.next.is_some() || self.closing.is_some();
+            let seen = if is_last_look { Some((u64::MAX, true)) } else { self.look_at_progress(cx.as_deref_mut()) };
+            let Some((available, has_ended)) = seen else { return Poll::Pending };
+            // As much again as a long record has so far: it is gone through a few times, not once for every read.
+            let wanted = READ_BYTES.max(self.unread.len());
+            if self.read(usize::try_from(available).unwrap_or(usize::MAX).min(wanted))? > 0 {
+                return Poll::Ready(Ok(()));
+            }
+            if let Some(next) = self.next.take() {
+                self.go_on_with(next);
+                if !self.notices.is_empty() {
+                    return Poll::Ready(Ok(()));
+                }
+                continue;
+            }
+            if let Some(end) = self.closing {
+                // A torn record at the end was never a record.
+                (self.end, self.unread, self.buffer) = (Some(end), 0..0, Vec::new());
+                return Poll::Ready(Ok(()));
+            }
+            match self.look(has_ended)? {
+                Found::Next(part) => self.next = Some(part),
+                Found::End(end) => self.closing = Some(end),
+                Found::Cut(size) => {
+                    if self.take_back(size) {
+                        return Poll::Ready(Ok(()));
                     }
                 }
-                // At the end the file is the measure: somebody else may have added to it.
-                if ended { u64::MAX } else { length.saturating_sub(self.offset) }
+                Found::Nothing => match &mut self.source {
+                    // What the loop says to be there is not: now it is only for it to say that something has changed.
+                    Source::Live { is_measured, .. } => *is_measured = true,
+                    Source::File { .. } => return Poll::Pending,
+                },
             }
-            Source::File { .. } => u64::MAX,
+        }
+    }
+
+    /// How much may be read now, and whether the log has ended; `None` if there is nothing more yet. The task is woken when there is.
+    fn look_at_progress(&mut self, cx: Option<&mut Context<'_>>) -> Option<(u64, bool)> {
+        let offset = self.place.start + self.position;
+        let Source::Live { progress, id, told, is_measured } = &mut self.source else { return Some((u64::MAX, false)) };
+        // Once it has ended its length is final: look in this order.
+        let look = || (progress.ended.load(Ordering::SeqCst), progress.length.load(Ordering::SeqCst));
+        let known = if *is_measured { *told } else { offset };
+        let (mut ended, mut length) = look();
+        if !ended && length == known {
+            if let Some(cx) = cx {
+                progress.enlist(*id, cx.waker());
+            }
+            progress.awaited.store(true, Ordering::SeqCst);
+            // The loop may have written between the look and the word that we wait.
+            (ended, length) = look();
+            if !ended && length == known {
+                return None;
+            }
+        }
+        *told = length;
+        // At the end the file is the measure: somebody else may have added to it.
+        let is_all = ended || *is_measured || length < offset;
+        Some((if is_all { u64::MAX } else { length - offset }, ended))
+    }
+
+    /// Looks at what comes after the end of this file.
+    fn look(&mut self, has_ended: bool) -> io::Result<Found> {
+        let stat = rustix::fs::fstat(&self.file)?;
+        let size = stat.st_size as u64;
+        if size < self.position {
+            return Ok(Found::Cut(size));
+        }
+        let (follows, is_given_up) = match &self.source {
+            Source::Live { progress, .. } => return live_next(progress, &self.files, self.place, has_ended),
+            Source::File { follows, is_given_up } => (*follows, *is_given_up),
         };
-        // As much again as a long record has so far: it is gone through a few times, not once for every read.
-        let wanted = READ_BYTES.max(self.unread.len());
-        let read = self.read(usize::try_from(available).unwrap_or(usize::MAX).min(wanted));
-        match (read, &self.source) {
-            (Ok(0), Source::File { ended: false }) => Poll::Pending,
-            (read, _) => Poll::Ready(read.map(|count| count > 0)),
+        // In this order: a file is sealed after it was rotated. One that is sealed, and then found to be the newest, is the last.
+        let is_newest = self.files.is_alone() || self.files.is_newest(&stat)?;
+        if !is_newest && let Some(next) = self.files.after(self.place.number)? {
+            return Ok(Found::Next(next));
+        }
+        let is_sealed = is_sealed(&stat);
+        let is_deleted = stat.st_nlink == 0 || (!is_newest && is_sealed && self.files.is_rotated(&stat, self.place.number)?);
+        Ok(match () {
+            () if is_deleted => Found::End(LogEnd::Deleted),
+            () if is_sealed => Found::End(LogEnd::Complete),
+            () if is_given_up => Found::End(LogEnd::WriterGone),
+            () if !follows => Found::End(LogEnd::Unfinished),
+            () => Found::Nothing,
+        })
+    }
+
+    /// The file was cut to `size` bytes. Whether that is to be told: a writer that could not write takes back what was torn.
+    fn take_back(&mut self, size: u64) -> bool {
+        let whole = self.position - self.unread.len() as u64;
+        let is_torn_only = size >= whole;
+        self.unread = 0..0;
+        self.position = if is_torn_only { whole } else { 0 };
+        if is_torn_only {
+            return false;
+        }
+        self.in_record = false;
+        if let Source::Live { is_measured, .. } = &mut self.source {
+            *is_measured = true;
+        }
+        self.notices.push_back(StreamError::Truncated { path: self.path().to_owned() });
+        true
+    }
+
+    /// Goes on with the next file. Notes what is missing between the two.
+    fn go_on_with(&mut self, next: Part) {
+        let end = self.place.start + self.position;
+        if !self.unread.is_empty() {
+            // What is torn in the middle of a log is told.
+            self.note_malformed();
+        }
+        // A file that stands for others which were dropped has said what is missing, unless more of them were dropped since.
+        let is_told = self.is_gap_told && rustix::fs::fstat(&self.file).is_ok_and(|stat| stat.st_nlink > 0);
+        if next.number > self.place.number + 1 && !is_told {
+            let (bytes, kind) = match next.start {
+                Some(start) => (start.saturating_sub(end), GapKind::Files),
+                None => (0, GapKind::UncountedFiles),
+            };
+            if bytes > 0 || kind == GapKind::UncountedFiles {
+                self.notices.push_back(StreamError::Gap { path: self.path().to_owned(), bytes, kind });
+            }
+        }
+        self.file = next.file;
+        self.place = Place { number: next.number, start: next.start.unwrap_or(end) };
+        (self.position, self.unread, self.in_record) = (0, 0..0, false);
+        if let Source::Live { is_measured, .. } = &mut self.source {
+            *is_measured = false;
         }
     }
 
@@ -300,9 +555,9 @@ impl LogStream {
         self.unread = 0..self.unread.len();
         self.buffer.resize(self.unread.len() + wanted, 0);
         let space = self.buffer.get_mut(self.unread.end..).unwrap_or_default();
-        let count = rustix::io::retry_on_intr(|| rustix::io::pread(&self.file, &mut *space, self.offset))?;
+        let count = rustix::io::retry_on_intr(|| rustix::io::pread(&self.file, &mut *space, self.position))?;
         self.unread.end += count;
-        self.offset += count as u64;
+        self.position += count as u64;
         if self.unread.is_empty() {
             // Nothing came: a reader that waits holds no buffer.
             self.buffer = Vec::new();
@@ -313,8 +568,29 @@ impl LogStream {
 
 impl Drop for LogStream {
     fn drop(&mut self) {
-        if let Source::Live { progress, id } = &self.source {
+        if let Source::Live { progress, id, .. } = &self.source {
             drop(progress.strike_off(*id));
+        }
+    }
+}
+
+/// What comes after a file of a log that the loop of this process writes.
+fn live_next(progress: &LogProgress, files: &LogFiles, place: Place, has_ended: bool) -> io::Result<Found> {
+    loop {
+        let places = progress.places();
+        for (index, next) in places.iter().enumerate().filter(|(_, next)| next.number > place.number) {
+            if let Some(part) = files.open(next.number, index + 1 == places.len())? {
+                return Ok(Found::Next(Part { start: Some(next.start), ..part }));
+            }
+        }
+        let is_last = places.last().is_none_or(|last| last.number <= place.number);
+        if is_last || progress.places() == places {
+            // Where there are others, somebody has deleted them.
+            return Ok(match (is_last, has_ended) {
+                (true, false) => Found::Nothing,
+                (true, true) => Found::End(LogEnd::Complete),
+                (false, _) => Found::End(LogEnd::Deleted),
+            });
         }
     }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::model::id::JobId;
 use crate::model::output::OutputStream;
+use crate::model::reading::GapKind;
 use crate::model::resource::Resource;
 use crate::model::signal::Signal;
 
@@ -452,14 +453,52 @@ pub enum StreamError {
         /// The cause.
         source: io::Error,
     },
-    /// A record in the log is not what the format says: the file was changed by someone else.
+    /// A raw log holds no times.
+    #[error("the log {} is raw and holds no times: use the CRI format", path.display())]
+    NoTimes {
+        /// The log file.
+        path: PathBuf,
+    },
+    /// A record in the log is not what the format says: the file was changed by someone else, or torn. Reading goes on behind it.
     #[error("the log {} has a malformed record at byte {offset}", path.display())]
     Malformed {
         /// The log file.
         path: PathBuf,
-        /// Where the record begins, in bytes.
+        /// Where the record begins: bytes from the beginning of the log, all its files counted.
         offset: u64,
     },
+    /// Something is missing here. Reading goes on behind it.
+    #[error("{}", gap_text(path, *bytes, *kind))]
+    Gap {
+        /// The log file.
+        path: PathBuf,
+        /// How much: of what, says `kind`.
+        bytes: u64,
+        /// What is missing.
+        kind: GapKind,
+    },
+    /// Somebody has made the file shorter than what was read of it. Reading goes on from the beginning of what is left.
+    #[error("the log {} was truncated", path.display())]
+    Truncated {
+        /// The log file.
+        path: PathBuf,
+    },
+}
+
+impl StreamError {
+    /// Whether reading goes on behind this: it tells of something in the log, and not that the log cannot be read.
+    pub fn is_passable(&self) -> bool {
+        matches!(self, Self::Malformed { .. } | Self::Gap { .. } | Self::Truncated { .. })
+    }
+}
+
+fn gap_text(path: &Path, bytes: u64, kind: GapKind) -> String {
+    let path = path.display();
+    match kind {
+        GapKind::Files => format!("{bytes} bytes of the log {path} are gone: the files that held them were deleted"),
+        GapKind::UncountedFiles => format!("a part of the log {path} is gone: the files that held it were deleted"),
+        GapKind::Output => format!("{bytes} bytes of output are missing in the log {path}"),
+    }
 }
 
 /// Why a worker could not be built.

@@ -10,6 +10,7 @@ pub(crate) mod limits;
 pub(crate) mod log_policy;
 pub(crate) mod output;
 pub(crate) mod pressure;
+pub(crate) mod reading;
 pub(crate) mod resource;
 pub(crate) mod settings;
 pub(crate) mod signal;

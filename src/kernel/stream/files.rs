@@ -1,0 +1,229 @@
+//! The files of one log, each opened by name below the log's directory, and only if it belongs there.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+use uuid::Uuid;
+
+use crate::logic::mark::{Mark, Place};
+use crate::logic::names::{LogName, rotated_name};
+
+/// Looks up the mark of a log file that is open and stands at a path. What marks are kept in is another kernel object.
+pub(crate) type MarkOf = fn(BorrowedFd<'_>, &Path) -> io::Result<Option<Mark>>;
+
+/// How often the files of a log are looked up again when they change meanwhile.
+const LOOK_TRIES: usize = 100;
+
+/// One file of a log, opened.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) file: OwnedFd,
+    pub(crate) number: u64,
+    /// The bytes of the log before it; `None` where nothing says so.
+    pub(crate) start: Option<u64>,
+}
+
+/// The files of one log: where they are, and how one of them is told from a stranger's.
+#[derive(Debug)]
+pub(crate) struct LogFiles {
+    directory: Arc<OwnedFd>,
+    /// The log's own path: that of its newest file.
+    path: PathBuf,
+    name: String,
+    /// Whether this file is all that is read: it has been rotated, or has no name of a log.
+    is_alone: bool,
+    uid: u32,
+    worker: Option<Uuid>,
+    mark_of: MarkOf,
+}
+
+/// A file that is open and belongs to the log.
+struct Opened {
+    file: OwnedFd,
+    stat: Stat,
+    place: Option<Place>,
+}
+
+impl Opened {
+    /// Whether it is the next file on its way to its name: empty, and not sealed.
+    fn is_on_its_way(&self) -> bool {
+        self.stat.st_size == 0 && !is_sealed(&self.stat)
+    }
+
+    fn into_part(self, number: u64) -> Part {
+        let start = if number == 1 { Some(0) } else { self.place.filter(|place| place.number == number).map(|place| place.start) };
+        Part { file: self.file, number, start }
+    }
+}
+
+impl LogFiles {
+    /// The files of the log at `path`, the first of which, `file`, is open already. `None` if its name is no text.
+    pub(crate) fn new(
+        directory: Arc<OwnedFd>,
+        path: PathBuf,
+        file: BorrowedFd<'_>,
+        worker: Option<Uuid>,
+        mark_of: MarkOf,
+    ) -> io::Result<Self> {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+        let is_alone = LogName::parse(&name).is_none_or(|parsed| parsed.number.is_some());
+        let uid = rustix::fs::fstat(file)?.st_uid;
+        Ok(Self { directory, path, name, is_alone, uid, worker, mark_of })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether there is this one file, and no others are looked for.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.is_alone
+    }
+
+    /// Whether the file stands at the log's own name.
+    pub(crate) fn is_newest(&self, file: &Stat) -> io::Result<bool> {
+        self.stands_at(file, &self.name)
+    }
+
+    /// Whether the file stands at the name that it gets when it is rotated.
+    pub(crate) fn is_rotated(&self, file: &Stat, number: u64) -> io::Result<bool> {
+        self.stands_at(file, &rotated_name(&self.name, number))
+    }
+
+    /// File `number`, if it is still there; `is_newest` as it was a moment ago: it may have been rotated since.
+    pub(crate) fn open(&self, number: u64, is_newest: bool) -> io::Result<Option<Part>> {
+        // The newest first: if it is rotated after that, it is still the one that we have.
+        let newest = if is_newest { self.open_name(&self.name)? } else { None };
+        let full = self.open_full(number)?;
+        Ok(full.or_else(|| newest.map(|newest| newest.into_part(number))))
+    }
+
+    /// The file that comes after `number`, or the first that is left of those that do; `None` if there is none. Not to be asked before file `number` was seen
+    /// to be no longer the newest.
+    pub(crate) fn after(&self, number: u64) -> io::Result<Option<Part>> {
+        let next = number + 1;
+        for _ in 0..LOOK_TRIES {
+            if let Some(part) = self.open_full(next)? {
+                return Ok(Some(part));
+            }
+            let newest = self.open_name(&self.name)?;
+            if let Some(part) = self.open_full(next)? {
+                return Ok(Some(part));
+            }
+            let named = newest.as_ref().and_then(|newest| newest.place).map(|place| place.number);
+            if named != Some(next)
+                && let Some(later) = self.numbers()?.into_iter().find(|later| *later > next && named.is_none_or(|named| *later < named))
+            {
+                match self.open_full(later)? {
+                    Some(part) => return Ok(Some(part)),
+                    // Deleted meanwhile, or not ready: look again.
+                    None => continue,
+                }
+            }
+            // A mark in a table may be that of the file before: it is written a moment later.
+            return Ok(newest.map(|newest| newest.into_part(named.map_or(next, |named| named.max(next)))));
+        }
+        Ok(None)
+    }
+
+    /// The places of the log's files, oldest first; the last is that of `newest`, whose mark says `marked`.
+    pub(crate) fn places(&self, newest: BorrowedFd<'_>, marked: Option<Place>) -> io::Result<Vec<Place>> {
+        if self.is_alone {
+            return Ok(vec![Place { number: marked.map_or(1, |place| place.number), start: 0 }]);
+        }
+        let newest = inode(&rustix::fs::fstat(newest)?);
+        let mut place = marked;
+        if let Some(marked) = marked
+            && let Some(former) = self.open_full(marked.number)?
+        {
+            // A mark in a table may be that of the file before: it is written a moment later. Or the newest file has just been rotated.
+            let former = rustix::fs::fstat(&former.file)?;
+            if inode(&former) != newest {
+                place = Some(Place { number: marked.number + 1, start: marked.start + former.st_size as u64 });
+            }
+        }
+        if place == Some(Place::FIRST) {
+            return Ok(vec![Place::FIRST]);
+        }
+        let mut places: Vec<Place> = Vec::new();
+        // Of files that nothing is known of, one begins where the one before ends.
+        let mut end = 0;
+        for number in self.numbers()?.into_iter().filter(|number| place.is_none_or(|place| *number < place.number)) {
+            let Some(part) = self.open_full(number)? else { continue };
+            let stat = rustix::fs::fstat(&part.file)?;
+            if inode(&stat) == newest {
+                break;
+            }
+            let start = part.start.unwrap_or(end);
+            end = start + stat.st_size as u64;
+            places.push(Place { number, start });
+        }
+        let number = places.last().map_or(1, |last| last.number + 1);
+        places.push(place.unwrap_or(Place { number, start: end }));
+        Ok(places)
+    }
+
+    /// The numbers of the files that were rotated, in order.
+    fn numbers(&self) -> io::Result<Vec<u64>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::openat(&self.directory, ".", flags, Mode::empty())?;
+        let mut numbers = Vec::new();
+        for entry in Dir::new(directory)? {
+            let entry = entry?;
+            let parsed = entry.file_name().to_str().ok().and_then(LogName::parse).filter(|parsed| parsed.log == self.name);
+            numbers.extend(parsed.and_then(|parsed| parsed.number));
+        }
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    /// File `number` at the name that it has when it is full.
+    fn open_full(&self, number: u64) -> io::Result<Option<Part>> {
+        let found = self.open_name(&rotated_name(&self.name, number))?.filter(|found| !found.is_on_its_way());
+        let found = found.filter(|found| found.place.is_none_or(|place| place.number == number));
+        Ok(found.map(|found| found.into_part(number)))
+    }
+
+    /// Opens what is called `name`; `None` if that is nothing, or not of this log.
+    fn open_name(&self, name: &str) -> io::Result<Option<Opened>> {
+        let file = match open_below(self.directory.as_fd(), name) {
+            Ok(file) => file,
+            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        };
+        let stat = rustix::fs::fstat(&file)?;
+        if stat.st_uid != self.uid || !FileType::from_raw_mode(stat.st_mode).is_file() {
+            return Ok(None);
+        }
+        let mark = (self.mark_of)(file.as_fd(), &self.path.with_file_name(name))?;
+        let is_strange = mark.zip(self.worker).is_some_and(|(mark, worker)| mark.worker != worker);
+        Ok((!is_strange).then_some(Opened { file, stat, place: mark.map(|mark| mark.place) }))
+    }
+
+    fn stands_at(&self, file: &Stat, name: &str) -> io::Result<bool> {
+        match rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(found) => Ok(inode(&found) == inode(file)),
+            Err(Errno::NOENT) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+/// Opens a file for reading, without waiting for anything and through no link.
+pub(crate) fn open_below(directory: BorrowedFd<'_>, name: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::openat(directory, name, flags, Mode::empty())
+}
+
+/// Whether the write bits are cleared: nothing more will come into this file.
+pub(crate) fn is_sealed(file: &Stat) -> bool {
+    file.st_mode & 0o222 == 0
+}
+
+fn inode(file: &Stat) -> (u64, u64) {
+    (file.st_dev, file.st_ino)
+}
