@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
@@ -91,17 +91,20 @@ const LOGS_LONG: &str = "\
 Print the log of a job.
 
 What the job wrote to stdout appears on stdout, what it wrote to stderr on stderr, byte for byte. Logs of both formats are read, also of jobs that \
-still run and of jobs whose worker is long gone.
+still run and of jobs whose worker is long gone. A log that was rotated is read through all its files; given the name of one of the earlier ones, that one \
+only. What is missing in a log is said on stderr.
+
+A job can write to a terminal whatever it likes: where our output is one, control characters are made visible.
 
 Examples:
   iron-exec logs /tmp/make_0190d3b1-7c8a-7def-8123-456789abcdef.log
-  iron-exec logs -f --escape /var/log/jobs/server_0190d3b1-7c8a-7def-8123-456789abcdef.log
-  iron-exec logs --timestamps --stream stderr job.log";
+  iron-exec logs -f --tail 20 --log-dir /var/log/jobs 0190d3b1-7c8a-7def-8123-456789abcdef
+  iron-exec logs --since 10m --timestamps --stream stderr job.log";
 
 const LOGS_EXIT_CODES: &str = "\
 Exit codes:
-  0        the log was printed
-  1        the log was printed, but for records that are malformed (each is reported on stderr)
+  0        the log was printed, from the oldest file that is left of it
+  1        the log was printed, but for what is missing, malformed or truncated, or it was deleted meanwhile (all of which is reported on stderr)
   125      the log cannot be read, or was asked for what it does not hold
   141      whoever read our output has gone";
 
@@ -212,11 +215,29 @@ pub(crate) struct LogsArgs {
     #[arg(long, value_enum)]
     pub(crate) stream: Option<StreamName>,
 
-    /// Make control characters visible (as \x1b), all but tabs and line feeds: what a job wrote may otherwise do to your terminal what it likes
-    #[arg(long)]
+    /// Begin with what is not older than TIME: so long ago (`10m`, `1h 30m`, a number of seconds), or a time in UTC (`2026-11-23T03:26:58Z`,
+    /// `2026-11-23 03:26:58`). Needs a log in the cri format
+    #[arg(long, value_name = "TIME", value_parser = point_in_time, conflicts_with = "tail")]
+    pub(crate) since: Option<SystemTime>,
+
+    /// Begin with the last N lines (of the stream that is printed)
+    #[arg(long, value_name = "N")]
+    pub(crate) tail: Option<u64>,
+
+    /// Make control characters visible (as \x1b), all but tabs and line feeds, wherever the output goes [default: on a terminal]
+    #[arg(long, conflicts_with = "raw_control")]
     pub(crate) escape: bool,
 
-    /// The log file
+    /// Print control characters as they are, also on a terminal: what a job wrote may then do to it what it likes
+    #[arg(long)]
+    pub(crate) raw_control: bool,
+
+    /// Where the log of a job is looked for that is named by its id
+    #[arg(long, value_name = "DIRECTORY", default_value = "/tmp")]
+    pub(crate) log_dir: PathBuf,
+
+    /// The log file, or the id of the job
+    #[arg(value_name = "FILE|JOB_ID")]
     pub(crate) file: PathBuf,
 }
 
@@ -657,6 +678,17 @@ fn duration(text: &str) -> Result<Duration, String> {
         Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|error| format!("{error}: {advice}")),
         Err(_) => humantime::parse_duration(text).map_err(|error| format!("{error}: {advice}")),
     }
+}
+
+/// A time that long ago, or an RFC 3339 time.
+fn point_in_time(text: &str) -> Result<SystemTime, String> {
+    let advice = "give how long ago (`10m`), or a time in UTC (`2026-11-23T03:26:58Z`)";
+    if let Ok(time) = humantime::parse_rfc3339_weak(text) {
+        return Ok(time);
+    }
+    let ago = duration(text).map_err(|_| format!("{text:?} is no time: {advice}"))?;
+    // Before 1970 there are no logs.
+    Ok(SystemTime::now().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH))
 }
 
 fn rung_named(name: &str) -> Rung {

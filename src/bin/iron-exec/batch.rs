@@ -373,6 +373,7 @@ impl Batch<'_> {
                 }
             }
         }
+        printing.is_complete &= !self.outlet.take_incomplete();
         self.write_ready();
         let is_failing = self.failing.is_some();
         printing.is_complete &= !is_failing;

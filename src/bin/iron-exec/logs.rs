@@ -1,8 +1,12 @@
 //! `iron-exec logs`: a log on our own stdout and stderr.
 
-use std::time::SystemTime;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use iron_exec::{LogFormat, LogReader, OutputStream, Record, StreamError};
+use iron_exec::{
+    GapKind, JobId, LogEnd, LogFormat, LogPosition, LogReader, OutputStream, ReadOptions, Record, StreamError, StreamSelect, Timestamp,
+};
 use rustix::io::Errno;
 
 use crate::args::LogsArgs;
@@ -11,65 +15,123 @@ use crate::report::{self, Fault, exit};
 
 /// Prints the log; returns the exit code.
 pub(crate) fn run(args: &LogsArgs) -> Result<u8, Fault> {
-    let opened = if args.follow { LogReader::follow(&args.file) } else { LogReader::open(&args.file) };
-    let mut log = opened.map_err(|error| Fault::new(report::with_causes(&error)))?;
-    let path = args.file.display();
-    if log.format() == LogFormat::Raw && (args.timestamps || args.stream.is_some()) {
-        return Err(Fault::new(format!("the log {path} is raw: it holds neither times nor streams; leave out --timestamps and --stream")));
+    let path = find(args)?;
+    let options = ReadOptions::new().select(args.stream.map_or(StreamSelect::Both, |stream| StreamSelect::Only(stream.stream()))).position(
+        match (args.since, args.tail) {
+            (Some(time), _) => LogPosition::Since(timestamp(time)),
+            (None, Some(lines)) => LogPosition::LastLines(lines),
+            (None, None) => LogPosition::Start,
+        },
+    );
+    let opened = if args.follow { LogReader::follow_with(&path, &options) } else { LogReader::open_with(&path, &options) };
+    let raw =
+        |option: &str| Fault::new(format!("the log {} is raw: it holds neither times nor streams; leave out {option}", path.display()));
+    let mut log = opened.map_err(|error| match error {
+        StreamError::NotSeparable { .. } => raw("--stream"),
+        StreamError::NoTimes { .. } => raw("--since"),
+        error => Fault::new(report::with_causes(&error)),
+    })?;
+    if log.format() == LogFormat::Raw && args.timestamps {
+        return Err(raw("--timestamps"));
     }
-    let wanted = args.stream.map(super::args::StreamName::stream);
-    let mut outlet = Outlet::new();
+    let mut printer = Printer { timestamps: args.timestamps, escapes: escapes(args), outlet: Outlet::new() };
     let mut code = exit::SUCCESS;
+    let mut has_begun = false;
     loop {
         match log.next_record() {
             Ok(Some(record)) => {
-                if record.stream.is_none_or(|stream| wanted.is_none_or(|wanted| stream == wanted)) {
-                    print(&record, args, &mut outlet);
-                }
+                has_begun = true;
+                printer.print(&record);
             }
             Ok(None) => break,
-            Err(error @ StreamError::Malformed { .. }) => {
-                outlet.push_message(&error.to_string());
-                code = exit::NOT_ALL_WELL;
+            Err(error) if error.is_passable() => {
+                printer.outlet.push_message(&error.to_string());
+                // That a rotated log does not reach back to its beginning is as it was asked for.
+                if has_begun || !matches!(error, StreamError::Gap { kind: GapKind::Files | GapKind::UncountedFiles, .. }) {
+                    code = exit::NOT_ALL_WELL;
+                }
             }
             Err(error) => {
-                if let Err((stream, errno)) = outlet.write_all() {
+                if let Err((stream, errno)) = printer.outlet.write_all() {
                     return on_write_failure(stream, errno);
                 }
                 return Err(Fault::new(report::with_causes(&error)));
             }
         }
         // A follower cannot tell whether the next record is there already or comes tomorrow.
-        if (args.follow || outlet.is_full())
-            && let Err((stream, errno)) = outlet.write_all()
+        if (args.follow || printer.outlet.is_full())
+            && let Err((stream, errno)) = printer.outlet.write_all()
         {
             return on_write_failure(stream, errno);
         }
     }
-    match outlet.write_all() {
+    if log.end() == Some(LogEnd::Deleted) {
+        printer.outlet.push_message(&format!("the log {} was deleted while it was read", path.display()));
+        code = exit::NOT_ALL_WELL;
+    }
+    match printer.outlet.write_all() {
         Ok(()) => Ok(code),
         Err((stream, errno)) => on_write_failure(stream, errno),
     }
 }
 
-fn on_write_failure(stream: OutputStream, errno: Errno) -> Result<u8, Fault> {
-    if errno == Errno::PIPE { Ok(exit::READER_GONE) } else { Err(Fault::new(write_failure(stream, errno))) }
+/// Puts records on our stdout and stderr.
+struct Printer {
+    timestamps: bool,
+    /// Whether control characters are made visible: on stdout, on stderr.
+    escapes: [bool; 2],
+    outlet: Outlet,
 }
 
-fn print(record: &Record<'_>, args: &LogsArgs, outlet: &mut Outlet) {
-    let stream = record.stream.unwrap_or(OutputStream::Stdout);
-    if args.timestamps
-        && let Some(time) = record.time
-    {
-        outlet.push(stream, format!("{} {stream} ", humantime::format_rfc3339_nanos(SystemTime::from(time))).as_bytes());
+impl Printer {
+    fn print(&mut self, record: &Record<'_>) {
+        let stream = record.stream.unwrap_or(OutputStream::Stdout);
+        if self.timestamps
+            && let Some(time) = record.time
+        {
+            self.outlet.push(stream, format!("{} {stream} ", humantime::format_rfc3339_nanos(SystemTime::from(time))).as_bytes());
+        }
+        if self.escapes[stream as usize] {
+            self.outlet.push(stream, &escape(record.bytes));
+        } else {
+            self.outlet.push(stream, record.bytes);
+        }
+        if self.timestamps && !record.bytes.ends_with(b"\n") {
+            // A piece of a line: the next record begins a line of its own.
+            self.outlet.push(stream, b"\n");
+        }
     }
-    if args.escape {
-        outlet.push(stream, &escape(record.bytes));
-    } else {
-        outlet.push(stream, record.bytes);
+}
+
+fn escapes(args: &LogsArgs) -> [bool; 2] {
+    [std::io::stdout().is_terminal(), std::io::stderr().is_terminal()].map(|is_terminal| args.escape || (is_terminal && !args.raw_control))
+}
+
+/// The log that is meant: a file, or else that of the job of this id.
+fn find(args: &LogsArgs) -> Result<PathBuf, Fault> {
+    let job = args.file.to_str().and_then(|text| text.parse::<JobId>().ok()).filter(|_| !args.file.exists());
+    let Some(job) = job else { return Ok(args.file.clone()) };
+    let failed = |error: std::io::Error| Fault::new(format!("looking for the log in {}: {error}", args.log_dir.display()));
+    let end = format!("_{job}.log");
+    for entry in std::fs::read_dir(&args.log_dir).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        // An earlier file will do: the newest may be missing for a moment.
+        if let Some((program, _)) = name.to_str().and_then(|name| name.split_once(&end)) {
+            return Ok(args.log_dir.join(format!("{program}{end}")));
+        }
     }
-    if args.timestamps && !record.bytes.ends_with(b"\n") {
-        // A piece of a line: the next record begins a line of its own.
-        outlet.push(stream, b"\n");
-    }
+    Err(no_log(job, &args.log_dir))
+}
+
+fn no_log(job: JobId, directory: &Path) -> Fault {
+    Fault::new(format!("there is no log of job {job} in {}: give its directory with --log-dir, or the file itself", directory.display()))
+}
+
+fn timestamp(time: SystemTime) -> Timestamp {
+    let nanos = time.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX));
+    Timestamp::from_unix_nanos(nanos)
+}
+
+fn on_write_failure(stream: OutputStream, errno: Errno) -> Result<u8, Fault> {
+    if errno == Errno::PIPE { Ok(exit::READER_GONE) } else { Err(Fault::new(write_failure(stream, errno))) }
 }

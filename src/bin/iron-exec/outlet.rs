@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::task::Poll;
 
-use iron_exec::{LogStream, OutputStream, StreamError};
+use iron_exec::{GapKind, LogStream, OutputStream, StreamError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FileType;
 use rustix::io::Errno;
@@ -37,6 +37,8 @@ pub(crate) struct Outlet {
     last_byte: u8,
     /// Bytes that stdout and stderr take at a time.
     chunk_bytes: [usize; 2],
+    /// Whether something of what was fetched is missing, which was said.
+    is_incomplete: bool,
 }
 
 /// How fetching from a job's log went.
@@ -69,7 +71,7 @@ impl Outlet {
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => QUEUED_BYTES_MAX,
             _ => PIPE_CHUNK_BYTES,
         });
-        Self { segments: VecDeque::new(), written: 0, queued_bytes: 0, last_byte: b'\n', chunk_bytes }
+        Self { segments: VecDeque::new(), written: 0, queued_bytes: 0, last_byte: b'\n', chunk_bytes, is_incomplete: false }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -110,11 +112,22 @@ impl Outlet {
                 // A raw log of two pipes does not say whose bytes they are.
                 Poll::Ready(Ok(Some(record))) => self.push(record.stream.unwrap_or(OutputStream::Stdout), record.bytes),
                 Poll::Ready(Ok(None)) => return Fetched::All,
+                // What never came into the log is counted, and told when the job has ended.
+                Poll::Ready(Err(StreamError::Gap { kind: GapKind::Output, .. })) => {}
+                Poll::Ready(Err(error)) if error.is_passable() => {
+                    self.push_message(&error.to_string());
+                    self.is_incomplete = true;
+                }
                 Poll::Ready(Err(error)) => return Fetched::Failed(error),
                 Poll::Pending => return Fetched::NotYet,
             }
         }
         Fetched::Enough
+    }
+
+    /// Whether something is missing of what was fetched since this was asked last.
+    pub(crate) fn take_incomplete(&mut self) -> bool {
+        std::mem::take(&mut self.is_incomplete)
     }
 
     /// Forgets what was not written.

@@ -108,7 +108,12 @@ impl Foreground<'_> {
         match self.outlet.fetch(stream) {
             Fetched::Enough => return true,
             Fetched::NotYet => {}
-            Fetched::All => self.stream = None,
+            Fetched::All => {
+                self.stream = None;
+                if self.outlet.take_incomplete() {
+                    self.failing.get_or_insert(Failing::Broken);
+                }
+            }
             Fetched::Failed(error) => {
                 let path = stream.path().display();
                 self.outlet
