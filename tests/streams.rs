@@ -15,8 +15,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use common::{DEADLINE, Host, finish, not_root, turn_until, wait_until};
 use iron_exec::{
-    Capture, Command, Event, Events, JobId, JobState, LogFormat, LogStream, OutputStream, ReadOptions, Record, StreamError, StreamSelect,
-    Timestamp, Worker,
+    Capture, Command, Event, Events, GapKind, JobId, JobState, LogFormat, LogStream, OutputStream, ReadOptions, Record, StreamError,
+    StreamSelect, Timestamp, Worker,
 };
 
 /// A time to flush that no test waits for: lines are written when they end.
@@ -277,6 +277,7 @@ fn log_ready_comes_only_if_there_is_more() {
     fs::rename(log.with_extension("aside"), &log).unwrap();
     let events = echo(&mut worker, job, &mut stdin, b"kept\n");
     assert_eq!(log_readies(&events), 1);
+    let Poll::Ready(Err(StreamError::Gap { bytes: 8, kind: GapKind::Output, .. })) = stream.try_fill_buf() else { panic!("a gap") };
     assert_eq!(read_now(&mut stream), more(b"kept\n"));
 }
 

@@ -342,7 +342,6 @@ impl LogStream {
                 Step::Skip(length) => self.unread.start += length,
                 Step::Missing(length, bytes) => {
                     self.unread.start += length;
-                    self.is_gap_told = true;
                     self.notices.push_back(StreamError::Gap { path: self.path().to_owned(), bytes, kind: GapKind::Output });
                 }
                 Step::Malformed(length) => {
@@ -387,8 +386,11 @@ impl LogStream {
                 }
                 Step::Show(len, content..content + shown, Some((stream, time)))
             }
-            Decoded::Dropped { time, len, .. } if self.lead.is_some() || self.since.is_some_and(|since| time < since) => Step::Skip(len),
-            Decoded::Dropped { bytes, len, .. } => Step::Missing(len, bytes),
+            Decoded::Dropped { time, bytes, len } => {
+                self.is_gap_told = true;
+                let is_passed_over = self.lead.is_some() || self.since.is_some_and(|since| time < since);
+                if is_passed_over { Step::Skip(len) } else { Step::Missing(len, bytes) }
+            }
             Decoded::Malformed { len } => Step::Malformed(len),
             Decoded::Incomplete if unread.len() > RECORD_BYTES_MAX => Step::Malformed(unread.len()),
             Decoded::Incomplete => Step::Refill,
@@ -516,8 +518,9 @@ impl LogStream {
             return false;
         }
         self.in_record = false;
-        if let Source::Live { is_measured, .. } = &mut self.source {
-            *is_measured = true;
+        if let Source::Live { told, is_measured, .. } = &mut self.source {
+            // There may be something already.
+            (*told, *is_measured) = (u64::MAX, true);
         }
         self.notices.push_back(StreamError::Truncated { path: self.path().to_owned() });
         true
