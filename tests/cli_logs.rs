@@ -52,7 +52,7 @@ fn a_raw_log_is_printed_on_stdout_and_has_neither_times_nor_streams() {
     let log = log_of(&host, &["--log-format", "raw"], "echo out; echo err >&2");
     let ran = logs(&[], &log);
     assert_eq!((ran.code, ran.out().as_str(), ran.err().as_str()), (0, "out\nerr\n", ""));
-    for options in [&["--timestamps"][..], &["--stream", "stdout"]] {
+    for options in [&["--timestamps"][..], &["--stream", "stdout"], &["--since", "1h"]] {
         let ran = logs(options, &log);
         assert_eq!(ran.code, 125);
         assert!(ran.err().contains("raw"), "{}", ran.err());
@@ -129,6 +129,106 @@ fn a_malformed_record_is_reported_and_the_rest_printed() {
     assert!(ran.err().contains("malformed record at byte 44"), "{}", ran.err());
 }
 
+/// The log of a job that has written 500 lines, `line 1000` to `line 1499`, of which three files are kept.
+fn rotated_log(host: &Host) -> PathBuf {
+    let script = "i=1000; while [ $i -lt 1500 ]; do echo line $i; i=$((i+1)); done";
+    let options = ["--log-max-bytes", "4096", "--log-files", "3", "--quiet"];
+    assert_eq!(run(tool(host, "run").args(options).args(["--", "sh", "-c", script])).code, 0);
+    let newest = host.logs().into_iter().find(|name| name.ends_with(".log")).expect("a log");
+    host.log_dir.path().join(newest)
+}
+
+#[test]
+fn the_last_lines_or_what_is_not_older_are_printed_alone_also_of_a_rotated_log() {
+    let host = Host::new();
+    let log = rotated_log(&host);
+    let ran = logs(&["--tail", "120"], &log);
+    let expected: String = (1380..1500).map(|number| format!("line {number}\n")).collect();
+    assert_eq!((ran.code, ran.out(), ran.err()), (0, expected, String::new()));
+    assert_eq!(logs(&["--tail", "0"], &log).stdout, b"");
+    assert_eq!(logs(&["--tail", "2", "--stream", "stderr"], &log).stdout, b"");
+    assert_eq!(logs(&["--since", "2020-01-01T00:00:00Z"], &log).out().lines().last(), Some("line 1499"));
+    assert_eq!(logs(&["--since", "10m"], &log).out().lines().last(), Some("line 1499"));
+    let later = host.log_dir.path().join("later.log");
+    let record = |second: u64| format!("2026-01-02T03:04:{second:02}.000000000Z stdout F {second}\n");
+    fs::write(&later, (0..60).map(record).collect::<String>()).unwrap();
+    assert_eq!(logs(&["--since", "2026-01-02T03:04:58Z"], &later).out(), "58\n59\n");
+    assert_eq!(logs(&["--since", "2026-01-02 03:04:58.5"], &later).out(), "59\n");
+    assert_eq!(logs(&["--since", "1s"], &later).out(), "");
+}
+
+#[test]
+fn that_a_rotated_log_does_not_reach_back_to_its_beginning_is_said_and_no_failure() {
+    let host = Host::new();
+    let log = rotated_log(&host);
+    let ran = logs(&[], &log);
+    assert_eq!((ran.code, ran.out().lines().last()), (0, Some("line 1499")));
+    assert!(ran.err().contains("bytes of the log") && ran.err().contains("were deleted"), "{}", ran.err());
+    let middle = fs::read_dir(host.log_dir.path()).unwrap().map(|entry| entry.unwrap().path()).filter(|path| {
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        name.contains(".log.")
+    });
+    let middle = middle.max().expect("a rotated file");
+    let alone = logs(&[], &middle);
+    assert_eq!((alone.code, alone.err().as_str()), (0, ""), "a file that is named is read alone");
+    fs::remove_file(middle).unwrap();
+    let ran = logs(&[], &log);
+    assert_eq!(ran.code, 1, "in the middle it is");
+    assert_eq!(ran.err().matches("were deleted").count(), 2, "{}", ran.err());
+}
+
+#[test]
+fn a_log_is_found_by_the_id_of_its_job() {
+    let host = Host::new();
+    let log = log_of(&host, &[], "echo found");
+    let id = log.file_stem().unwrap().to_str().unwrap().rsplit_once('_').unwrap().1.to_owned();
+    let of = |id: &str| run(bare_tool("logs").arg("--log-dir").arg(host.log_dir.path()).arg(id));
+    assert_eq!((of(&id).code, of(&id).out().as_str()), (0, "found\n"));
+    let missing = of("0190d3b1-7c8a-7def-8123-456789abcdef");
+    assert_eq!(missing.code, 125);
+    assert!(missing.err().contains("--log-dir") && missing.err().contains("0190d3b1"), "{}", missing.err());
+}
+
+#[test]
+fn what_is_missing_or_truncated_or_deleted_is_said_and_not_all_is_well() {
+    let host = Host::new();
+    let path = host.log_dir.path().join("gap.log");
+    let gap = "2026-01-02T03:04:05.000000000+00:00 stdout F [iron-exec: 1234 bytes of output are missing here: the log is full]\n";
+    fs::write(&path, format!("2026-01-02T03:04:05.000000000Z stdout F one\n{gap}2026-01-02T03:04:05.000000000Z stdout F two\n")).unwrap();
+    let ran = logs(&[], &path);
+    assert_eq!((ran.code, ran.out().as_str()), (1, "one\ntwo\n"));
+    assert!(ran.err().contains("1234 bytes of output are missing"), "{}", ran.err());
+    fs::remove_file(path).unwrap();
+
+    let (mut job, log) = start_cat(&host);
+    let mut follower = follow(&log);
+    follower.read_until("first\n");
+    fs::OpenOptions::new().write(true).open(&log).unwrap().set_len(0).unwrap();
+    // Shorter than what was read: nobody could tell otherwise.
+    job.write(b"2nd\n");
+    follower.read_until("2nd\n");
+    fs::remove_file(&log).unwrap();
+    let ran = follower.finish();
+    assert_eq!((ran.code, ran.out().as_str()), (1, "first\n2nd\n"));
+    assert!(ran.err().contains("was truncated") && ran.err().contains("was deleted"), "{}", ran.err());
+    drop(job.child.stdin.take());
+    job.wait();
+}
+
+#[test]
+fn on_a_terminal_control_sequences_are_escaped_unless_asked_for() {
+    let host = Host::new();
+    let log = log_of(&host, &[], "printf '\\033[31mred\\n'");
+    let on_terminal = |options: &[&str]| {
+        let mut command = std::process::Command::new("python3");
+        command.args(["-c", "import pty, sys; pty.spawn(sys.argv[1:])", env!("CARGO_BIN_EXE_iron-exec"), "logs"]);
+        run(command.args(options).arg(&log).stdin(Stdio::null())).out()
+    };
+    assert_eq!(on_terminal(&[]).trim_end(), "\\x1b[31mred");
+    assert_eq!(on_terminal(&["--raw-control"]).trim_end(), "\x1b[31mred");
+    assert_eq!(logs(&[], &log).out(), "\x1b[31mred\n", "a pipe is no terminal");
+}
+
 #[test]
 fn a_log_that_cannot_be_read_is_125_and_says_which() {
     let host = Host::new();
@@ -138,6 +238,9 @@ fn a_log_that_cannot_be_read_is_125_and_says_which() {
         assert!(ran.err().contains(path.to_str().unwrap()), "{}", ran.err());
     }
     assert_eq!(run(&mut bare_tool("logs")).code, 125);
+    for options in [&["--tail", "3", "--since", "1h"][..], &["--since", "yesterday"], &["--tail", "-1"], &["--escape", "--raw-control"]] {
+        assert_eq!(logs(options, Path::new("x.log")).code, 125, "{options:?}");
+    }
 }
 
 #[test]
