@@ -544,6 +544,12 @@ pub enum BuildError {
         /// Why not.
         reason: &'static str,
     },
+    /// What was asked of retention is out of range.
+    #[error("retention cannot be had: {reason}")]
+    Retention {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A kernel object of the loop could not be made.
     #[error("{operation} failed")]
     Io {

@@ -12,6 +12,7 @@ pub(crate) mod output;
 pub(crate) mod pressure;
 pub(crate) mod reading;
 pub(crate) mod resource;
+pub(crate) mod retention;
 pub(crate) mod settings;
 pub(crate) mod signal;
 pub(crate) mod status;
