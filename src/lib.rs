@@ -30,6 +30,7 @@
 //! - [`Worker::run_job`], [`Worker::wait`], [`Worker::follow`] for simple programs; [`Worker::turn`] and [`Events`] for hosts of many jobs.
 //! - [`LogStream`]: a job's exact output while it runs; [`LogReader`]: a log file from another process, or long after.
 //! - [`Worker`] is [`AsFd`](std::os::fd::AsFd): put it into the loop that you have.
+//! - [`Retention`]: how long logs are kept, and where they are stored before they go.
 //! - [`framing`]: the line splitter and the log format by themselves.
 //! - [`Limits`]: what a job may use; [`Worker::usage`]: what it has used; [`guide::limits`]: how to have them, and what they do.
 //! - [`LogPolicy`]: rotation, caps, and what happens where a log cannot be written; [`Retention`]: how long logs are kept; [`guide::logs`]: all about them.
@@ -48,7 +49,7 @@
 //! |---|---|---|
 //! | 6 | `worker`, `builder` | the public face |
 //! | 5 | `reactor` | wait, dispatch, deadlines |
-//! | 4 | `job`, `outputs`, `log`, `control`, `table`, `lent`, `log_reader` | one job put together; its outputs; its log; its limits and what it used; where jobs are kept; what they are lent; a log from outside |
+//! | 4 | `job`, `outputs`, `log`, `control`, `table`, `lent`, `log_reader`, `retention` | one job put together; its outputs; its log; its limits and what it used; where jobs are kept; what they are lent; a log from outside; the logs that go |
 //! | 3 | `kernel` | one kernel object per file: process, cgroup, log file, inotify … |
 //! | 2 | `logic` | no clock, no descriptor: lifecycle, line splitter, record codec, deadlines |
 //! | 1 | `model` | plain values: what is asked, what is answered, what went wrong |
@@ -72,6 +73,7 @@ mod logic;
 mod model;
 mod outputs;
 mod reactor;
+mod retention;
 mod table;
 mod worker;
 
@@ -91,6 +93,7 @@ pub use model::output::{Capture, LogFormat, OutputStream, Record, StreamSelect, 
 pub use model::pressure::{Pressure, PressureResource};
 pub use model::reading::{GapKind, LogEnd, LogPosition, ReadOptions};
 pub use model::resource::Resource;
+pub use model::retention::{Archive, DeleteReason, LogState, PlannedLog, Retention, RetentionFailure, RetentionPlan, RetentionStats};
 pub use model::settings::{CgroupBase, EnvBase};
 pub use model::signal::{Signal, UnknownSignal};
 pub use model::status::{Exit, JobState, OutputCount, ResourceUsage, Status, StopReason};

@@ -10,7 +10,7 @@ fn floor(module: &str) -> Option<u8> {
         "model" => 1,
         "logic" => 2,
         "kernel" => 3,
-        "control" | "job" | "lent" | "log" | "outputs" | "table" | "log_reader" => 4,
+        "control" | "job" | "lent" | "log" | "outputs" | "table" | "log_reader" | "retention" => 4,
         "reactor" => 5,
         "worker" | "builder" | "fuzzing" | "handle" | "adapters" => 6,
         _ => return None,

@@ -1,13 +1,16 @@
 //! The log directory, and the worker's mark in it: a lock held for life, by which anyone can tell a live log from a left-over.
 
+pub(crate) mod scan;
+
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use rustix::fs::{AtFlags, FlockOperation, Mode as FileMode, OFlags, XattrFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode as FileMode, OFlags, Stat, XattrFlags};
 use rustix::io::Errno;
 use uuid::Uuid;
 
@@ -21,6 +24,15 @@ pub(crate) const MARK_XATTR: &str = "user.iron-exec";
 
 /// What is read of a table, in bytes: half a million logs.
 const TABLE_BYTES_MAX: u64 = 64 << 20;
+
+/// Lines of its table that an ending worker looks at to see whether one of those logs is still there. A longer table stays.
+const TABLE_LINES_MAX: usize = 10_000;
+
+/// Attempts to lock the lock while others look whether it is locked, or clear it away.
+const LOCK_LOOKS: usize = 200;
+
+/// How long to let somebody look at a lock that has just been made: that takes microseconds, unless they are forking.
+const LOOK_TIME: Duration = Duration::from_millis(1);
 
 /// Attempts to make the lock when another worker, ending, removes the directory under us.
 const LOCK_TRIES: usize = 16;
@@ -149,16 +161,13 @@ impl LogDir {
             let path = path.to_owned();
             move |source: io::Error| BuildError::LogDir { path, source }
         };
-        // An absolute path stays right when the host changes its working directory.
-        let path = std::path::absolute(path).map_err(failed(path))?;
-        let directory = rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, FileMode::empty());
-        let directory = directory.map_err(|errno| failed(&path)(errno.into()))?;
+        let (path, directory) = open_log_dir(path).map_err(failed(path))?;
         let uid = rustix::process::geteuid().as_raw();
         let locks_path = path.join(locks_name(uid));
         for _ in 0..LOCK_TRIES {
             let Some(locks) = open_locks(directory.as_fd(), uid).map_err(failed(&locks_path))? else { continue };
             let stat = rustix::fs::fstat(&locks).map_err(|errno| failed(&locks_path)(errno.into()))?;
-            if stat.st_uid != uid || stat.st_mode & 0o022 != 0 {
+            if !is_ours_alone(&stat, uid) {
                 return Err(BuildError::Untrusted { path: locks_path, uid });
             }
             match make_lock(locks.as_fd(), worker) {
@@ -229,6 +238,16 @@ impl LogDir {
         self.spare = rustix::io::fcntl_dupfd_cloexec(&*self.directory, 3).ok();
     }
 
+    /// Whether a log that the table names is still there.
+    fn has_tabled_logs(&self) -> bool {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let Ok(table) = rustix::fs::openat(&self.locks, table_name(self.worker), flags, FileMode::empty()) else { return false };
+        let names = BufReader::new(File::from(table)).lines().map_while(Result::ok);
+        let exists = |name: &str| rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
+        let mut looks = names.enumerate();
+        looks.any(|(number, line)| number >= TABLE_LINES_MAX || line.split_once(' ').is_some_and(|(name, _)| exists(name)))
+    }
+
     fn make_table(&self) -> io::Result<OwnedFd> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(&self.locks, table_name(self.worker), flags, FileMode::from_raw_mode(0o600))?)
@@ -245,7 +264,8 @@ impl Drop for LogDir {
     fn drop(&mut self) {
         // Sealed logs need no lock. Whatever is not sealed now is a left-over, lock or not.
         let _ = rustix::fs::unlinkat(&self.locks, lock_name(self.worker), AtFlags::empty());
-        if self.table.is_some() {
+        // The table says what its logs are; with the last of them it goes.
+        if self.table.is_some() && !self.has_tabled_logs() {
             let _ = rustix::fs::unlinkat(&self.locks, table_name(self.worker), AtFlags::empty());
         }
         // ENOTEMPTY: other workers have theirs; the last one out succeeds.
@@ -253,6 +273,18 @@ impl Drop for LogDir {
         let _ = rustix::fs::unlinkat(&*self.directory, locks_name(uid), AtFlags::REMOVEDIR);
         let _ = rustix::fs::flock(&self.lock, FlockOperation::Unlock);
     }
+}
+
+/// Opens a log directory; also returns its absolute path, which stays right when the host changes its working directory.
+fn open_log_dir(path: &Path) -> io::Result<(PathBuf, OwnedFd)> {
+    let path = std::path::absolute(path)?;
+    let directory = rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, FileMode::empty())?;
+    Ok((path, directory))
+}
+
+/// Whether nobody else can write it.
+fn is_ours_alone(stat: &Stat, uid: u32) -> bool {
+    stat.st_uid == uid && stat.st_mode & 0o022 == 0
 }
 
 /// Makes the directory of locks if it is not there, and opens it; `None` if another worker, ending, has removed it in between.
@@ -271,8 +303,17 @@ fn open_locks(directory: BorrowedFd<'_>, uid: u32) -> io::Result<Option<OwnedFd>
 }
 
 fn make_lock(locks: BorrowedFd<'_>, worker: Uuid) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let lock = rustix::fs::openat(locks, lock_name(worker), flags, FileMode::from_raw_mode(0o600))?;
-    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-    Ok(lock)
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let name = lock_name(worker);
+    for _ in 0..LOCK_LOOKS {
+        let lock = rustix::fs::openat(locks, &*name, flags, FileMode::from_raw_mode(0o600))?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            // Until it is locked it looks like that of a dead worker, and may be cleared away.
+            Ok(()) if rustix::fs::fstat(&lock)?.st_nlink > 0 => return Ok(lock),
+            Ok(()) => {}
+            Err(Errno::AGAIN) => std::thread::sleep(LOOK_TIME),
+            Err(errno) => return Err(errno),
+        }
+    }
+    Err(Errno::AGAIN)
 }

@@ -184,9 +184,9 @@ impl Planner {
         Some(Doomed { job, log: unit.log, state: unit.state, reason, changed, bytes, files, has_newest })
     }
 
-    /// A log that was to go is still there, with that many bytes left of it. Its turn comes again in a later pass.
-    pub(crate) fn put_back(&mut self, bytes: u64) {
-        self.logs = self.logs.saturating_add(1);
+    /// A file of a log that was to go is still there, the first one to be put back or another. Its turn comes again in a later pass.
+    pub(crate) fn put_back(&mut self, bytes: u64, is_first: bool) {
+        self.logs = self.logs.saturating_add(u64::from(is_first));
         self.bytes = self.bytes.saturating_add(bytes);
     }
 
@@ -347,7 +347,7 @@ mod tests {
             add(&mut planner, number, None, sealed(10, number as u64));
         }
         assert_eq!(planner.next(9).unwrap().job, job(1));
-        planner.put_back(10);
+        planner.put_back(10, true);
         assert_eq!(all(&mut planner, 9), [(job(2), DeleteReason::Bytes), (job(3), DeleteReason::Bytes)]);
         assert_eq!((planner.logs(), planner.bytes()), (1, 10));
     }

@@ -1,0 +1,531 @@
+//! Looking through a log directory for the logs of workers, a slice at a time; repairing what dead ones have left; deleting.
+//!
+//! Others may write the directory. A file counts only if it is a regular one of our user with one name and a worker's mark, and is opened by the directory's
+//! descriptor, never through a link and without waiting. It is looked at again right before it is deleted.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fs::File;
+use std::io::{self, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode as FileMode, OFlags, RawDir, Stat};
+use rustix::io::Errno;
+use uuid::Uuid;
+
+use super::{LogDir, MARK_XATTR, is_ours_alone, lock_name, locks_name, open_log_dir, table_name};
+use crate::logic::mark::Mark;
+use crate::logic::names::LogName;
+use crate::logic::retention::{FileSeen, LogFileSeen};
+use crate::model::output::LogFormat;
+use crate::model::retention::{LogState, RetentionFailure};
+
+/// Bytes of directory entries that one slice looks at: some 100 logs, each looked at in about 4 us.
+const SLICE_BYTES: usize = 8 << 10;
+
+/// Bytes of a table that one slice reads.
+const TABLE_SLICE_BYTES: usize = 64 << 10;
+
+/// Names of tables that are held in mind, and with each some 150 bytes. Logs beyond that are not known as ours, and stay.
+const TABLED_LOGS_MAX: usize = 200_000;
+
+/// The longest line of a table: a name and a mark.
+const TABLE_LINE_BYTES_MAX: usize = 512;
+
+/// Workers of which it is held in mind whether they live. Beyond that they are asked again.
+const WORKERS_HELD_MAX: usize = 10_000;
+
+/// Bytes that are read, or the like in effort, for the repair of left-overs before the slice ends.
+const REPAIR_SLICE_BYTES: u64 = 1 << 20;
+
+/// What a repair costs at least, in bytes read.
+const REPAIR_EFFORT_BYTES: u64 = 64 << 10;
+
+/// How far from its end the last whole record of a log is looked for: the longest there is, and room for the NUL bytes that a power cut leaves. Where none
+/// is found the file is sealed as it is.
+const REPAIR_BYTES_MAX: u64 = 16 << 20;
+
+/// Bytes read at a time on the way back from the end.
+const REPAIR_BLOCK_BYTES: usize = 64 << 10;
+
+/// Locks of dead workers that one slice removes.
+const LOCKS_SLICE_MAX: usize = 16;
+
+/// Whose files are looked at, and how much is done about them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ScanRights {
+    /// The worker that looks: it lives.
+    pub(crate) own: Option<Uuid>,
+    /// Whether left-overs are repaired and sealed.
+    pub(crate) repairs: bool,
+}
+
+/// What a scan tells while it goes on.
+#[derive(Debug)]
+pub(crate) enum Found<'a> {
+    /// A file of a log.
+    Log(LogName<'a>, LogFileSeen),
+    /// A left-over was repaired and sealed, or would be.
+    Leftover(&'a str),
+    /// Something could not be done; the scan goes on.
+    Failure(RetentionFailure),
+}
+
+/// What became of a file that was to be deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Deletion {
+    /// It is gone.
+    Deleted,
+    /// Somebody else has deleted it.
+    Absent,
+    /// It, or what stands in its place, is not what was looked at.
+    Changed,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// Which workers are dead. This comes first: a worker that is dead by then makes no log later.
+    Locks,
+    /// What their tables say.
+    Tables,
+    Logs,
+    /// Everything was seen.
+    Seen,
+}
+
+/// One look through a log directory.
+#[derive(Debug)]
+pub(crate) struct LogScan {
+    path: PathBuf,
+    directory: OwnedFd,
+    device: u64,
+    uid: u32,
+    locks: Option<OwnedFd>,
+    rights: ScanRights,
+    stage: Stage,
+    buffer: Box<[MaybeUninit<u8>]>,
+    /// Names of the slice that are still to be looked at.
+    names: VecDeque<String>,
+    /// Tables that are still to be read.
+    tables: VecDeque<Uuid>,
+    table: Option<TableReading>,
+    /// What tables say of logs without the attribute.
+    tabled: HashMap<Box<str>, Mark>,
+    lives: HashMap<Uuid, bool>,
+    /// Workers with a lock or a table that were dead before the first log was looked at.
+    dead: Vec<Uuid>,
+    /// Those of which something is left for which lock or table is needed.
+    needed: HashSet<Uuid>,
+}
+
+/// A table while it is read.
+#[derive(Debug)]
+struct TableReading {
+    file: File,
+    /// The beginning of a line whose end was not read yet.
+    line: Vec<u8>,
+}
+
+impl LogDir {
+    /// Begins a look through the directory, by and for this worker.
+    pub(crate) fn scan(&self) -> Result<LogScan, RetentionFailure> {
+        let rights = ScanRights { own: Some(self.worker), repairs: true };
+        LogScan::new(self.path.clone(), self.directory.as_fd(), rights)
+    }
+}
+
+impl LogScan {
+    /// Begins a look from outside, which changes nothing.
+    pub(crate) fn open(path: &Path) -> Result<Self, RetentionFailure> {
+        let failed = |error: io::Error| RetentionFailure::at("opening the log directory", path.to_owned(), &error);
+        let (path, directory) = open_log_dir(path).map_err(failed)?;
+        Self::new(path, directory.as_fd(), ScanRights { own: None, repairs: false })
+    }
+
+    fn new(path: PathBuf, directory: BorrowedFd<'_>, rights: ScanRights) -> Result<Self, RetentionFailure> {
+        let failed = |path: &Path, errno: Errno| RetentionFailure::at("opening the log directory", path.to_owned(), &errno.into());
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory = rustix::fs::openat(directory, ".", flags, FileMode::empty()).map_err(|errno| failed(&path, errno))?;
+        let device = rustix::fs::fstat(&directory).map_err(|errno| failed(&path, errno))?.st_dev;
+        let uid = rustix::process::geteuid().as_raw();
+        let locks_path = || path.join(locks_name(uid));
+        let locks = match rustix::fs::openat(&directory, locks_name(uid), flags, FileMode::empty()) {
+            Ok(locks) => Some(locks),
+            Err(Errno::NOENT) => None,
+            Err(errno) => return Err(failed(&locks_path(), errno)),
+        };
+        if let Some(locks) = &locks {
+            let stat = rustix::fs::fstat(locks).map_err(|errno| failed(&locks_path(), errno))?;
+            if !is_ours_alone(&stat, uid) {
+                return Err(failed(&locks_path(), Errno::PERM));
+            }
+        }
+        Ok(Self {
+            path,
+            directory,
+            device,
+            uid,
+            locks,
+            rights,
+            stage: Stage::Locks,
+            buffer: vec![MaybeUninit::uninit(); SLICE_BYTES].into(),
+            names: VecDeque::new(),
+            tables: VecDeque::new(),
+            table: None,
+            tabled: HashMap::new(),
+            lives: HashMap::new(),
+            dead: Vec::new(),
+            needed: HashSet::new(),
+        })
+    }
+
+    pub(crate) fn path_of(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Goes on for one slice; whether something is left to look at. `now`, in nanoseconds since 1970, is when a left-over would be sealed that is not.
+    pub(crate) fn step(&mut self, now: u64, mut tell: impl FnMut(Found<'_>)) -> Result<bool, RetentionFailure> {
+        match self.stage {
+            Stage::Locks => self.look_at_locks()?,
+            Stage::Tables => self.read_tables(&mut tell)?,
+            Stage::Logs => self.look_at_logs(now, &mut tell)?,
+            Stage::Seen => {}
+        }
+        Ok(!matches!(self.stage, Stage::Seen))
+    }
+
+    /// Removes locks and tables of dead workers of which nothing is left that needs them; whether more of them are to be looked at. For the end of a scan.
+    pub(crate) fn clear_locks(&mut self) -> bool {
+        for _ in 0..LOCKS_SLICE_MAX {
+            let Some(worker) = self.dead.pop() else { return false };
+            if !self.needed.contains(&worker) && self.rights.repairs {
+                self.clear_lock(worker);
+            }
+        }
+        !self.dead.is_empty()
+    }
+
+    /// Deletes a file, if it is still what was seen.
+    pub(crate) fn delete(&self, name: &str, seen: FileSeen) -> io::Result<Deletion> {
+        let stat = match rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return Ok(Deletion::Absent),
+            Err(errno) => return Err(errno.into()),
+        };
+        if !self.is_candidate(&stat) || file_seen(&stat) != seen {
+            return Ok(Deletion::Changed);
+        }
+        match rustix::fs::unlinkat(&self.directory, name, AtFlags::empty()) {
+            Ok(()) => Ok(Deletion::Deleted),
+            Err(Errno::NOENT) => Ok(Deletion::Absent),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Whether anything stands at `name`.
+    pub(crate) fn exists(&self, name: &str) -> bool {
+        !matches!(rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT))
+    }
+
+    fn failure(&self, operation: &'static str, name: &str, error: &io::Error) -> RetentionFailure {
+        RetentionFailure::at(operation, self.path_of(name), error)
+    }
+
+    fn look_at_locks(&mut self) -> Result<(), RetentionFailure> {
+        let names = match &self.locks {
+            Some(locks) => next_names(locks.as_fd(), &mut self.buffer, &mut self.names),
+            None => Ok(false),
+        };
+        let is_more = names.map_err(|error| self.failure("reading the directory of locks", &locks_name(self.uid), &error))?;
+        while let Some(name) = self.names.pop_front() {
+            let Some((worker, kind)) = name.rsplit_once('.') else { continue };
+            let Ok(worker) = worker.parse::<Uuid>() else { continue };
+            let is_table = kind == "logs" && table_name(worker) == name;
+            if is_table {
+                self.tables.push_back(worker);
+            }
+            if (is_table || (kind == "lock" && lock_name(worker) == name)) && !self.is_alive(worker) && !self.dead.contains(&worker) {
+                self.dead.push(worker);
+            }
+        }
+        if !is_more {
+            self.stage = Stage::Tables;
+        }
+        Ok(())
+    }
+
+    fn read_tables(&mut self, tell: &mut impl FnMut(Found<'_>)) -> Result<(), RetentionFailure> {
+        if self.table.is_none() {
+            let (Some(worker), Some(locks)) = (self.tables.pop_front(), &self.locks) else {
+                self.stage = Stage::Logs;
+                return Ok(());
+            };
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let file = match rustix::fs::openat(locks, table_name(worker), flags, FileMode::empty()) {
+                Ok(file) => file,
+                // It has gone with its worker.
+                Err(Errno::NOENT) => return Ok(()),
+                Err(errno) => return Err(self.failure("opening a table of logs", &table_name(worker), &errno.into())),
+            };
+            let is_ours = rustix::fs::fstat(&file)
+                .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_uid == self.uid);
+            if is_ours {
+                self.table = Some(TableReading { file: file.into(), line: Vec::new() });
+            }
+            return Ok(());
+        }
+        let Some(table) = &mut self.table else { return Ok(()) };
+        let mut bytes = vec![0; TABLE_SLICE_BYTES];
+        let count = match table.file.read(&mut bytes) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            Err(error) => return Err(self.failure("reading a table of logs", &locks_name(self.uid), &error)),
+        };
+        let bytes = bytes.get(..count).unwrap_or_default();
+        let mut is_full = false;
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            if table.line.len() <= TABLE_LINE_BYTES_MAX {
+                table.line.extend_from_slice(piece);
+            }
+            if !piece.ends_with(b"\n") {
+                continue;
+            }
+            let line = std::mem::take(&mut table.line);
+            let Some((name, mark)) = std::str::from_utf8(&line).ok().and_then(|line| line.split_once(' ')) else { continue };
+            if let Some(mark) = Mark::decode(mark) {
+                // A name that was given to one file after the other belongs to the last.
+                is_full = self.tabled.len() >= TABLED_LOGS_MAX && !self.tabled.contains_key(name);
+                if is_full {
+                    break;
+                }
+                self.tabled.insert(name.into(), mark);
+            }
+        }
+        if is_full {
+            let error = io::Error::other("the tables name too many logs; those beyond stay");
+            tell(Found::Failure(self.failure("reading the tables of logs", &locks_name(self.uid), &error)));
+            // What is not known must not be forgotten.
+            self.dead.clear();
+            self.tables.clear();
+        }
+        if count == 0 || is_full {
+            self.table = None;
+        }
+        Ok(())
+    }
+
+    fn look_at_logs(&mut self, now: u64, tell: &mut impl FnMut(Found<'_>)) -> Result<(), RetentionFailure> {
+        if self.names.is_empty() {
+            let read = next_names(self.directory.as_fd(), &mut self.buffer, &mut self.names);
+            if !read.map_err(|error| RetentionFailure::at("reading the log directory", self.path.clone(), &error))? {
+                self.stage = Stage::Seen;
+            }
+        }
+        let mut repair_bytes = 0;
+        while repair_bytes < REPAIR_SLICE_BYTES
+            && let Some(name) = self.names.pop_front()
+        {
+            // A worker makes no name with such characters, and a list of names is to be readable.
+            let Some(log) = LogName::parse(&name).filter(|_| !name.contains(|character: char| character.is_control())) else { continue };
+            match self.look(&name, now, &mut repair_bytes, tell) {
+                Ok(Some(seen)) => tell(Found::Log(log, seen)),
+                Ok(None) => {}
+                Err(error) if matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::MFILE | Errno::NFILE)) => {
+                    return Err(self.failure("looking at", &name, &error));
+                }
+                Err(error) => tell(Found::Failure(self.failure("looking at", &name, &error))),
+            }
+        }
+        if !self.names.is_empty() {
+            self.stage = Stage::Logs;
+        }
+        Ok(())
+    }
+
+    /// Looks at one file; `None` if it is not a worker's.
+    fn look(&mut self, name: &str, now: u64, repair_bytes: &mut u64, tell: &mut impl FnMut(Found<'_>)) -> io::Result<Option<LogFileSeen>> {
+        let Some(fd) = self.open_candidate(name, OFlags::RDONLY)? else { return Ok(None) };
+        let Some((mark, is_tabled)) = self.mark_of(fd.as_fd(), name)? else { return Ok(None) };
+        // The lock comes first: a log that is not sealed after its worker was seen to be dead never will be.
+        let worker_lives = self.is_alive(mark.worker);
+        let mut stat = rustix::fs::fstat(&fd)?;
+        let is_sealed = |stat: &Stat| stat.st_mode & 0o222 == 0;
+        let mut changed_at = None;
+        if !is_sealed(&stat) && !worker_lives {
+            if self.rights.repairs {
+                match self.repair(name, &stat, mark.format, repair_bytes) {
+                    Ok(repaired) => {
+                        stat = repaired;
+                        tell(Found::Leftover(name));
+                    }
+                    Err(error) => tell(Found::Failure(self.failure("repairing", name, &error))),
+                }
+            } else {
+                changed_at = Some(now);
+                tell(Found::Leftover(name));
+            }
+        }
+        let state = match (is_sealed(&stat), worker_lives) {
+            (true, _) => LogState::Sealed,
+            (false, true) => LogState::Live,
+            (false, false) => LogState::Leftover,
+        };
+        if !worker_lives && (is_tabled || state == LogState::Leftover) {
+            self.needed.insert(mark.worker);
+        }
+        let mut file = file_seen(&stat);
+        file.changed = changed_at.unwrap_or(file.changed);
+        Ok(Some(LogFileSeen { file, state, worker_lives }))
+    }
+
+    /// Opens a file that may be a worker's; `None` if it is not, or gone.
+    fn open_candidate(&self, name: &str, access: OFlags) -> io::Result<Option<OwnedFd>> {
+        // Before it is opened: opening a device or a FIFO may do something.
+        match rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if self.is_candidate(&stat) => {}
+            Ok(_) | Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        }
+        let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let fd = match rustix::fs::openat(&self.directory, name, flags, FileMode::empty()) {
+            Ok(fd) => fd,
+            // It has changed in between.
+            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO | Errno::ISDIR) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        };
+        let stat = rustix::fs::fstat(&fd)?;
+        Ok(Some(fd).filter(|_| self.is_candidate(&stat)))
+    }
+
+    /// Whether it is a regular file of our user, in this directory and under no other name.
+    fn is_candidate(&self, stat: &Stat) -> bool {
+        let is_regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        is_regular && stat.st_uid == self.uid && stat.st_nlink == 1 && stat.st_dev == self.device
+    }
+
+    /// The mark of a file, and whether it stands in a table.
+    fn mark_of(&self, file: BorrowedFd<'_>, name: &str) -> io::Result<Option<(Mark, bool)>> {
+        let mut value = [0_u8; 128];
+        match rustix::fs::fgetxattr(file, MARK_XATTR, &mut value) {
+            Ok(length) => {
+                let text = value.get(..length).and_then(|text| std::str::from_utf8(text).ok());
+                Ok(text.and_then(Mark::decode).map(|mark| (mark, false)))
+            }
+            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE) => Ok(self.tabled.get(name).map(|mark| (*mark, true))),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Whether a worker lives. In doubt it does.
+    fn is_alive(&mut self, worker: Uuid) -> bool {
+        if self.rights.own == Some(worker) {
+            return true;
+        }
+        if let Some(lives) = self.lives.get(&worker) {
+            return *lives;
+        }
+        let lives = match self.open_lock(worker) {
+            Ok(None) => false,
+            Ok(Some(lock)) => rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_err(),
+            Err(_) => true,
+        };
+        if self.lives.len() < WORKERS_HELD_MAX {
+            self.lives.insert(worker, lives);
+        }
+        lives
+    }
+
+    fn open_lock(&self, worker: Uuid) -> Result<Option<OwnedFd>, Errno> {
+        let Some(locks) = &self.locks else { return Ok(None) };
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        match rustix::fs::openat(locks, lock_name(worker), flags, FileMode::empty()) {
+            Ok(lock) => Ok(Some(lock)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn clear_lock(&self, worker: Uuid) {
+        let Some(locks) = &self.locks else { return };
+        let lock = match self.open_lock(worker) {
+            Ok(lock) => lock,
+            Err(_) => return,
+        };
+        if let Some(lock) = &lock
+            && rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive).is_err()
+        {
+            return;
+        }
+        // If this fails it is tried again in the next pass, and nothing depends on it.
+        let _ = rustix::fs::unlinkat(locks, table_name(worker), AtFlags::empty());
+        if lock.is_some() {
+            let _ = rustix::fs::unlinkat(locks, lock_name(worker), AtFlags::empty());
+        }
+    }
+
+    /// Cuts off a torn last record, and seals the file.
+    fn repair(&self, name: &str, seen: &Stat, format: LogFormat, repair_bytes: &mut u64) -> io::Result<Stat> {
+        *repair_bytes += REPAIR_EFFORT_BYTES;
+        let file = self.open_candidate(name, OFlags::RDWR)?.map(File::from);
+        let is_same = |stat: &Stat| (stat.st_ino, stat.st_size) == (seen.st_ino, seen.st_size);
+        let Some(file) = file.filter(|file| rustix::fs::fstat(file).is_ok_and(|stat| is_same(&stat))) else {
+            return Err(Errno::STALE.into());
+        };
+        if format == LogFormat::Cri {
+            let length = seen.st_size as u64;
+            let whole = whole_length(&file, length, repair_bytes)?;
+            if whole < length {
+                file.set_len(whole)?;
+            }
+        }
+        rustix::fs::fchmod(&file, FileMode::from_raw_mode(0o400))?;
+        Ok(rustix::fs::fstat(&file)?)
+    }
+}
+
+/// The bytes of a log up to the end of its last whole record: to its last line feed. What a write or a power cut has left behind that, NUL bytes also, is torn.
+fn whole_length(file: &File, length: u64, read_bytes: &mut u64) -> io::Result<u64> {
+    let mut block = vec![0; REPAIR_BLOCK_BYTES];
+    let mut end = length;
+    while end > 0 {
+        if length - end >= REPAIR_BYTES_MAX {
+            return Ok(length);
+        }
+        let start = end.saturating_sub(REPAIR_BLOCK_BYTES as u64);
+        let bytes = block.get_mut(..(end - start) as usize).unwrap_or_default();
+        file.read_exact_at(bytes, start)?;
+        *read_bytes += bytes.len() as u64;
+        if let Some(at) = memchr::memrchr(b'\n', bytes) {
+            return Ok(start + at as u64 + 1);
+        }
+        end = start;
+    }
+    Ok(0)
+}
+
+fn file_seen(stat: &Stat) -> FileSeen {
+    let seconds = u64::try_from(stat.st_ctime).unwrap_or(0);
+    let changed = seconds.saturating_mul(1_000_000_000).saturating_add(stat.st_ctime_nsec as u64);
+    FileSeen { inode: stat.st_ino, bytes: stat.st_size as u64, changed }
+}
+
+/// Reads the names of one slice of a directory; whether there were any.
+fn next_names(directory: BorrowedFd<'_>, buffer: &mut [MaybeUninit<u8>], names: &mut VecDeque<String>) -> io::Result<bool> {
+    let mut entries = RawDir::new(directory, buffer);
+    let mut is_more = false;
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        is_more = true;
+        let may_be_file = matches!(entry.file_type(), FileType::RegularFile | FileType::Unknown);
+        // All names that are looked for are plain text.
+        if let (true, Ok(name)) = (may_be_file, entry.file_name().to_str()) {
+            names.push_back(name.to_owned());
+        }
+        if entries.is_buffer_empty() {
+            break;
+        }
+    }
+    Ok(is_more)
+}

@@ -1,0 +1,543 @@
+//! Floor 4: retention put together: passes over the log directory, in steps short enough for a turn of the loop.
+
+use std::collections::{HashSet, VecDeque};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::fs::{MemfdFlags, SealFlags};
+
+use crate::kernel::log_dir::LogDir;
+use crate::kernel::log_dir::scan::{Deletion, Found, LogScan};
+use crate::lent::unix_nanos;
+use crate::logic::archive::{self, Outcome};
+use crate::logic::retention::{Bounds, Doomed, FileSeen, Planner};
+use crate::model::command::Command;
+use crate::model::id::JobId;
+use crate::model::output::Capture;
+use crate::model::retention::{Archive, PlannedLog, Retention, RetentionFailure, RetentionPlan, RetentionStats};
+use crate::model::settings::EnvBase;
+use crate::model::status::{Exit, Status, StopReason};
+
+/// The time between two steps of a pass: the loop is the jobs' first of all.
+const STEP_PAUSE: Duration = Duration::from_millis(1);
+
+/// Files deleted in one step: an unlink may cost 400 us.
+const UNLINKS_PER_STEP: usize = 16;
+
+/// Files that one call of the archive's command gets.
+const ARCHIVE_FILES_MAX: usize = 64;
+
+/// Bytes of its report.
+const REPORT_BYTES_MAX: u64 = 1 << 20;
+
+/// The descriptor on which the command reports.
+const REPORT_FD: i32 = 3;
+
+/// How long, at most, nothing is archived after it has failed.
+const ARCHIVE_WAIT_MAX: Duration = Duration::from_hours(1);
+
+/// Files that could not be deleted, or looked at, after which a pass is given up: where the directory cannot be written, none can.
+const FAILURES_PER_PASS_MAX: usize = 16;
+
+/// Logs that a step forgets at the end of a pass.
+const FORGOTTEN_PER_STEP: usize = 4096;
+
+/// What a step of a pass leaves for the worker to do.
+#[derive(Debug, Default)]
+pub(crate) struct Step {
+    /// Jobs whose logs were deleted.
+    pub(crate) deleted: Vec<JobId>,
+    /// A command to be run; [`Collector::archive_ended`] is to be told of its end.
+    pub(crate) archive: Option<Box<Command>>,
+    /// Jobs that finished before this time may be forgotten.
+    pub(crate) forget_before: Option<SystemTime>,
+    /// Files that were looked at.
+    pub(crate) looked_at: usize,
+    /// Files that were to be deleted.
+    pub(crate) unlinked: usize,
+}
+
+/// How a call of the archive's command ended.
+#[derive(Debug)]
+pub(crate) enum ArchiveEnd {
+    /// With this exit code.
+    Code(i32),
+    /// In some other way.
+    Failed {
+        /// The error number; 0 for none.
+        errno: i32,
+        /// What happened.
+        detail: String,
+    },
+}
+
+impl ArchiveEnd {
+    pub(crate) fn of(status: &Status) -> Self {
+        if let Some(failure) = &status.failure {
+            let advice = "is its program there, and to be found in the PATH that it gets? Archive::program names another";
+            return Self::Failed { errno: failure.errno(), detail: format!("the command was not started: {failure} ({advice})") };
+        }
+        let detail = match (status.stop_reason, status.exit) {
+            (Some(StopReason::Timeout), _) => "the command took longer than Archive::timeout".to_owned(),
+            (_, Some(Exit::Code(code))) => return Self::Code(code),
+            (_, Some(Exit::Signal { signal, .. })) => format!("the command was killed by {signal}"),
+            _ => "the command ended in an unknown way".to_owned(),
+        };
+        Self::Failed { errno: 0, detail }
+    }
+}
+
+/// Deletes what is to go, a step at a time.
+#[derive(Debug)]
+pub(crate) struct Collector {
+    retention: Arc<Retention>,
+    env_base: EnvBase,
+    log_dir: PathBuf,
+    pass: Option<Box<Pass>>,
+    /// When the next step is due; `None` while the archive's command runs.
+    due: Option<Instant>,
+    /// Whether another pass is to follow at once.
+    is_asked_again: bool,
+    /// Until when nothing is archived, and how long that wait was.
+    archive_wait: Option<(Instant, Duration)>,
+    stats: RetentionStats,
+}
+
+/// One pass over the directory.
+#[derive(Debug)]
+struct Pass {
+    scan: LogScan,
+    planner: Planner,
+    stage: Stage,
+    /// Files that are to go, in order.
+    doomed: VecDeque<Victim>,
+    /// Logs of which something could not be deleted: the rest of them stays, too.
+    spoiled: HashSet<JobId>,
+    failures: usize,
+    /// Whether what it has found was taken note of.
+    is_counted: bool,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Scanning,
+    ClearingLocks,
+    /// What the planner says is deleted.
+    Deleting,
+    /// The command runs.
+    Archiving(Batch),
+    /// What it has stored is deleted.
+    DeletingStored(VecDeque<Victim>),
+    /// The jobs that are to be forgotten are named, and the pass lets go of what it knows.
+    Forgetting,
+}
+
+/// A file that is to go.
+#[derive(Clone, Debug)]
+struct Victim {
+    job: JobId,
+    name: String,
+    file: FileSeen,
+    /// Whether its log is gone with it.
+    is_last: bool,
+}
+
+/// The files of one call of the archive's command.
+#[derive(Debug)]
+struct Batch {
+    victims: Vec<Victim>,
+    report: OwnedFd,
+}
+
+impl Collector {
+    pub(crate) fn new(retention: Retention, env_base: EnvBase, log_dir: &LogDir, now: Instant) -> Self {
+        Self {
+            retention: Arc::new(retention),
+            env_base,
+            log_dir: log_dir.path_of(""),
+            pass: None,
+            due: Some(now),
+            is_asked_again: false,
+            archive_wait: None,
+            stats: RetentionStats::default(),
+        }
+    }
+
+    /// When the next step is due.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    pub(crate) fn stats(&self) -> RetentionStats {
+        RetentionStats { running: self.pass.is_some(), ..self.stats.clone() }
+    }
+
+    /// A pass is to begin now, or to follow the one that goes on.
+    pub(crate) fn ask(&mut self, now: Instant) {
+        self.archive_wait = None;
+        if self.pass.is_some() {
+            self.is_asked_again = true;
+        } else {
+            self.due = Some(now);
+        }
+    }
+
+    /// Does the step that is due. `wall_now` is in nanoseconds since 1970.
+    pub(crate) fn step(&mut self, now: Instant, wall_now: u64, log_dir: &LogDir) -> Step {
+        let mut step = Step::default();
+        let mut pass = match self.pass.take() {
+            Some(pass) => pass,
+            None => match log_dir.scan() {
+                Ok(scan) => Box::new(Pass::new(scan, &self.retention)),
+                Err(failure) => {
+                    self.fail(failure);
+                    self.end_pass(now);
+                    return step;
+                }
+            },
+        };
+        let is_over = self.go_on(&mut pass, now, wall_now, &mut step);
+        if is_over {
+            self.end_pass(now);
+            return step;
+        }
+        self.due = if matches!(pass.stage, Stage::Archiving(_)) { None } else { now.checked_add(STEP_PAUSE) };
+        self.pass = Some(pass);
+        step
+    }
+
+    /// The archive's command has ended.
+    pub(crate) fn archive_ended(&mut self, end: &ArchiveEnd, now: Instant) {
+        self.due = Some(now);
+        let Some(mut pass) = self.pass.take() else { return };
+        if let Stage::Archiving(batch) = std::mem::replace(&mut pass.stage, Stage::Forgetting) {
+            let stored = self.judge(&batch, end, &mut pass);
+            if stored.is_empty() {
+                let wait = self.archive_wait.map_or(self.retention.every, |(_, wait)| wait.saturating_mul(2)).min(ARCHIVE_WAIT_MAX);
+                self.archive_wait = now.checked_add(wait).map(|until| (until, wait));
+            } else {
+                self.archive_wait = None;
+                pass.stage = Stage::DeletingStored(stored);
+            }
+        }
+        self.pass = Some(pass);
+    }
+
+    /// One step of a pass; whether that is over.
+    fn go_on(&mut self, pass: &mut Pass, now: Instant, wall_now: u64, step: &mut Step) -> bool {
+        match &mut pass.stage {
+            Stage::Scanning => self.scan(pass, wall_now, step),
+            Stage::ClearingLocks => {
+                if !pass.scan.clear_locks() {
+                    let may_delete = self.archive_wait.is_none_or(|(until, _)| until <= now);
+                    pass.stage = if may_delete { Stage::Deleting } else { Stage::Forgetting };
+                }
+            }
+            Stage::Deleting => match self.retention.archive.clone() {
+                Some(archive) => self.archive(&archive, pass, wall_now, step),
+                None => self.delete(pass, wall_now, step),
+            },
+            Stage::DeletingStored(stored) => {
+                let mut stored = std::mem::take(stored);
+                for _ in 0..UNLINKS_PER_STEP {
+                    let Some(victim) = stored.pop_front() else { break };
+                    self.delete_one(pass, &victim, step);
+                }
+                pass.stage = match (stored.is_empty(), pass.is_given_up()) {
+                    (_, true) => Stage::Forgetting,
+                    (true, false) => Stage::Deleting,
+                    (false, false) => Stage::DeletingStored(stored),
+                };
+            }
+            Stage::Forgetting => {
+                if !pass.is_counted {
+                    pass.is_counted = true;
+                    (self.stats.logs, self.stats.bytes) = (pass.planner.logs(), pass.planner.bytes());
+                    step.forget_before = self.retention.age_max.and_then(|age| SystemTime::now().checked_sub(age));
+                }
+                return !pass.planner.forget(FORGOTTEN_PER_STEP);
+            }
+            Stage::Archiving(_) => {}
+        }
+        false
+    }
+
+    fn scan(&mut self, pass: &mut Pass, wall_now: u64, step: &mut Step) {
+        let Pass { scan, planner, failures, .. } = pass;
+        let stats = &mut self.stats;
+        let more = scan.step(wall_now, |found| match found {
+            Found::Log(name, seen) => {
+                step.looked_at += 1;
+                planner.add(&name, seen);
+            }
+            Found::Leftover(_) => stats.leftovers_sealed += 1,
+            Found::Failure(failure) => {
+                *failures += 1;
+                note(stats, failure);
+            }
+        });
+        pass.stage = match more {
+            Ok(true) => return,
+            Ok(false) => Stage::ClearingLocks,
+            Err(failure) => {
+                self.fail(failure);
+                Stage::Forgetting
+            }
+        };
+    }
+
+    /// Deletes what is next, without an archive.
+    fn delete(&mut self, pass: &mut Pass, wall_now: u64, step: &mut Step) {
+        for _ in 0..UNLINKS_PER_STEP {
+            let Some(victim) = pass.next_victim(wall_now) else {
+                pass.stage = Stage::Forgetting;
+                return;
+            };
+            self.delete_one(pass, &victim, step);
+        }
+        if pass.is_given_up() {
+            pass.stage = Stage::Forgetting;
+        }
+    }
+
+    fn delete_one(&mut self, pass: &mut Pass, victim: &Victim, step: &mut Step) {
+        if pass.is_spoiled(victim) {
+            return;
+        }
+        step.unlinked += 1;
+        match pass.scan.delete(&victim.name, victim.file) {
+            Ok(Deletion::Deleted) => {
+                self.stats.files_deleted += 1;
+                self.stats.bytes_deleted += victim.file.bytes;
+                self.stats.logs_deleted += u64::from(victim.is_last);
+            }
+            // Somebody else keeps the directory in order, too.
+            Ok(Deletion::Absent) => {}
+            Ok(Deletion::Changed) => return pass.spoil(victim),
+            Err(error) => {
+                pass.failures += 1;
+                pass.spoil(victim);
+                return self.fail(RetentionFailure::at("deleting", pass.scan.path_of(&victim.name), &error));
+            }
+        }
+        if victim.is_last {
+            step.deleted.push(victim.job);
+        }
+    }
+
+    /// Has the next files archived, if there are any.
+    fn archive(&mut self, archive: &Archive, pass: &mut Pass, wall_now: u64, step: &mut Step) {
+        let mut victims = Vec::new();
+        while victims.len() < ARCHIVE_FILES_MAX
+            && let Some(victim) = pass.next_victim(wall_now)
+        {
+            if !pass.is_spoiled(&victim) {
+                victims.push(victim);
+            }
+        }
+        if victims.is_empty() {
+            pass.stage = Stage::Forgetting;
+            return;
+        }
+        let names = archive::names_list(victims.iter().map(|victim| victim.name.as_str()));
+        match make_report().and_then(|report| Ok((report.try_clone()?, report))) {
+            Ok((for_child, report)) => {
+                step.archive = Some(Box::new(self.command(archive, names, for_child)));
+                pass.stage = Stage::Archiving(Batch { victims, report });
+            }
+            Err(error) => {
+                self.fail(RetentionFailure::at("making the report of the archive's command", PathBuf::new(), &error));
+                pass.stage = Stage::Forgetting;
+            }
+        }
+    }
+
+    fn command(&self, archive: &Archive, names: Vec<u8>, report: OwnedFd) -> Command {
+        let mut command = Command::new(&archive.program)
+            .args(["archive", "--to", &archive.url, "--directory"])
+            .arg(&self.log_dir)
+            .args(if archive.compress { &["--compress", "zstd"][..] } else { &[] })
+            .args(["--report-fd", &REPORT_FD.to_string(), "--files0-from", "-"])
+            .stdin_bytes(names)
+            .fd(REPORT_FD, report)
+            .capture(Capture::Discard)
+            .name("iron-exec-archive")
+            .timeout(archive.timeout)
+            .confirm(false);
+        if self.env_base == EnvBase::Clear
+            && let Some(path) = std::env::var_os("PATH")
+        {
+            command = command.env("PATH", path);
+        }
+        archive.env.iter().fold(command, |command, (key, value): &(OsString, OsString)| command.env(key, value))
+    }
+
+    /// What of a batch was stored beyond doubt; the rest counts as still there.
+    fn judge(&mut self, batch: &Batch, end: &ArchiveEnd, pass: &mut Pass) -> VecDeque<Victim> {
+        let names: Vec<&str> = batch.victims.iter().map(|victim| victim.name.as_str()).collect();
+        let report = match end {
+            ArchiveEnd::Code(0 | 1) => read_report(&batch.report).map(|report| archive::parse_report(&report, &names)),
+            ArchiveEnd::Code(code) => Err(RetentionFailure::archive(None, 0, format!("the command ended with exit code {code}"))),
+            ArchiveEnd::Failed { errno, detail } => Err(RetentionFailure::archive(None, *errno, detail.clone())),
+        };
+        let outcomes = match report {
+            Ok(report) => {
+                if report.strange_lines > 0 {
+                    let detail = format!("the command reported {} lines that no file was asked for", report.strange_lines);
+                    self.fail(RetentionFailure::archive(None, 0, detail));
+                }
+                report.outcomes
+            }
+            Err(failure) => {
+                self.fail(failure);
+                vec![Outcome::Unsaid; names.len()]
+            }
+        };
+        let is_compressed = self.retention.archive.as_ref().is_some_and(|archive| archive.compress);
+        let has_ended_well = matches!(end, ArchiveEnd::Code(0 | 1));
+        let mut stored = VecDeque::new();
+        for (victim, outcome) in batch.victims.iter().zip(outcomes) {
+            let reason = match outcome {
+                Outcome::Stored { object_bytes } if is_compressed || object_bytes == victim.file.bytes => {
+                    self.stats.files_archived += 1;
+                    self.stats.bytes_archived += victim.file.bytes;
+                    stored.push_back(victim.clone());
+                    continue;
+                }
+                Outcome::Stored { object_bytes } => {
+                    format!("it was reported as stored with {object_bytes} bytes, and has {}", victim.file.bytes)
+                }
+                Outcome::Failed { reason } => reason,
+                Outcome::Unsaid => "the command said nothing of it".to_owned(),
+            };
+            pass.spoil(victim);
+            // Why nothing at all was stored is told already.
+            if has_ended_well {
+                self.fail(RetentionFailure::archive(Some(pass.scan.path_of(&victim.name)), 0, reason));
+            }
+        }
+        stored
+    }
+
+    fn fail(&mut self, failure: RetentionFailure) {
+        note(&mut self.stats, failure);
+    }
+
+    fn end_pass(&mut self, now: Instant) {
+        self.stats.passes += 1;
+        let wait = if std::mem::take(&mut self.is_asked_again) { Duration::ZERO } else { self.retention.every };
+        self.due = now.checked_add(wait);
+    }
+}
+
+impl Pass {
+    fn new(scan: LogScan, retention: &Retention) -> Self {
+        Self {
+            scan,
+            planner: Planner::new(Bounds::from(retention)),
+            stage: Stage::Scanning,
+            doomed: VecDeque::new(),
+            spoiled: HashSet::new(),
+            failures: 0,
+            is_counted: false,
+        }
+    }
+
+    /// The next file that is to go.
+    fn next_victim(&mut self, wall_now: u64) -> Option<Victim> {
+        while self.doomed.is_empty() {
+            let Doomed { job, log, files, has_newest, bytes, .. } = self.planner.next(wall_now)?;
+            // Rotated files whose log is there, after all, are a part of that.
+            if !has_newest && self.scan.exists(&log) {
+                self.planner.put_back(bytes, true);
+                continue;
+            }
+            let last = files.len().saturating_sub(1);
+            let victims = files.into_iter().enumerate();
+            self.doomed.extend(victims.map(|(index, (name, file))| Victim { job, name, file, is_last: index == last }));
+        }
+        self.doomed.pop_front()
+    }
+
+    /// A file could not be deleted: it stays, and what comes after it of its log.
+    fn spoil(&mut self, victim: &Victim) {
+        self.planner.put_back(victim.file.bytes, self.spoiled.insert(victim.job));
+    }
+
+    /// Whether a file stays because one before it does.
+    fn is_spoiled(&mut self, victim: &Victim) -> bool {
+        let is_spoiled = self.spoiled.contains(&victim.job);
+        if is_spoiled {
+            self.planner.put_back(victim.file.bytes, false);
+        }
+        is_spoiled
+    }
+
+    fn is_given_up(&self) -> bool {
+        self.failures >= FAILURES_PER_PASS_MAX
+    }
+}
+
+impl Retention {
+    /// What a pass over a log directory would do now, as the user that we are. It changes nothing, and needs no worker; it blocks.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn plan(&self, log_dir: impl AsRef<Path>) -> Result<RetentionPlan, RetentionFailure> {
+        let mut scan = LogScan::open(log_dir.as_ref())?;
+        let mut planner = Planner::new(Bounds::from(self));
+        let mut plan = RetentionPlan::default();
+        let now = unix_nanos();
+        let mut leftovers = Vec::new();
+        while scan.step(now, |found| match found {
+            Found::Log(name, seen) => planner.add(&name, seen),
+            Found::Leftover(name) => leftovers.push(name.to_owned()),
+            Found::Failure(failure) => plan.failures.push(failure),
+        })? {}
+        plan.leftovers = leftovers.iter().map(|name| scan.path_of(name)).collect();
+        plan.leftovers.sort();
+        (plan.logs, plan.bytes) = (planner.logs(), planner.bytes());
+        while let Some(doomed) = planner.next(now) {
+            if !doomed.has_newest && scan.exists(&doomed.log) {
+                continue;
+            }
+            plan.deleted.push(PlannedLog {
+                path: scan.path_of(&doomed.log),
+                job: doomed.job,
+                state: doomed.state,
+                files: doomed.files.len() as u64,
+                bytes: doomed.bytes,
+                finished: SystemTime::UNIX_EPOCH + Duration::from_nanos(doomed.changed),
+                reason: doomed.reason,
+            });
+        }
+        Ok(plan)
+    }
+}
+
+fn note(stats: &mut RetentionStats, failure: RetentionFailure) {
+    stats.failures += 1;
+    stats.last_failure = Some(failure);
+}
+
+/// The file that the command writes its report to: in memory, and of one size for good, so that nobody can fill our memory with it.
+fn make_report() -> io::Result<OwnedFd> {
+    let report = rustix::fs::memfd_create("iron-exec-report", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    rustix::fs::ftruncate(&report, REPORT_BYTES_MAX)?;
+    rustix::fs::fcntl_add_seals(&report, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+    Ok(report)
+}
+
+fn read_report(report: &OwnedFd) -> Result<Vec<u8>, RetentionFailure> {
+    let mut bytes = vec![0; REPORT_BYTES_MAX as usize];
+    let read = report.try_clone().and_then(|report| File::from(report).read_exact_at(&mut bytes, 0));
+    read.map_err(|error| RetentionFailure::archive(None, error.raw_os_error().unwrap_or(0), "reading the report".to_owned()))?;
+    bytes.truncate(memchr::memchr(0, &bytes).unwrap_or(bytes.len()));
+    Ok(bytes)
+}
