@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -17,8 +17,10 @@ use crate::model::capabilities::{Capabilities, Rung};
 use crate::model::error::BuildError;
 use crate::model::log_policy::LogPolicy;
 use crate::model::output::{Capture, LogFormat};
+use crate::model::retention::Retention;
 use crate::model::settings::{CgroupBase, EnvBase, Settings};
 use crate::reactor::Reactor;
+use crate::retention::Collector;
 use crate::worker::Worker;
 
 /// The largest `line_bytes_max`.
@@ -226,16 +228,24 @@ impl Builder {
         self
     }
 
+    /// Which logs of the log directory are kept, those of other workers included. Default: all of them.
+    pub fn retention(mut self, retention: Retention) -> Self {
+        self.settings.retention = Some(retention);
+        self
+    }
+
     /// Builds the worker.
     ///
     /// # Errors
-    /// If the log directory, the cgroup base or the rung that was asked for cannot be had, or a kernel object of the loop cannot be made. Nothing
-    /// is left then.
+    /// If the log directory, the cgroup base, the rung or the retention that was asked for cannot be had, or a kernel object of the loop cannot be
+    /// made. Nothing is left then.
     pub fn build(self) -> Result<Worker, BuildError> {
-        let settings = self.settings;
+        let mut settings = self.settings;
         let policy = settings.log_policy;
         let checked = policy.check().and_then(|()| policy.check_for(Capture::default(), settings.log_format));
         checked.map_err(|source| BuildError::LogPolicy { source })?;
+        let retention = settings.retention.take();
+        retention.as_ref().map_or(Ok(()), Retention::check)?;
         let nofile = if settings.raise_nofile { raise_nofile()? } else { None };
         let rungs = process::probe_rungs();
         let rung = match settings.rung {
@@ -266,8 +276,10 @@ impl Builder {
         let spawner = Spawner::new(rung, settings.keep_dumpable, settings.spawn_slots_max, capabilities.nofile);
         let spawner = spawner.map_err(|source| BuildError::Io { operation: "making the spawn slots", source })?;
         let host = Host { ids, null: Arc::new(null), nofile, cgroup_missing: capabilities.cgroup_missing.clone() };
+        let env_base = settings.env_base;
         let reactor = Reactor::new(settings, spawner, log_dir, cgroups)?;
-        Ok(Worker::assemble(reactor, host, capabilities))
+        let collector = retention.map(|retention| Collector::new(retention, env_base, &reactor.log_dir, Instant::now()));
+        Ok(Worker::assemble(reactor, host, capabilities, collector))
     }
 }
 

@@ -142,6 +142,8 @@ pub(crate) struct Job {
     reports_queued: bool,
     ready_queued: bool,
     hidden: bool,
+    /// Whether it is the worker's own: nobody knows it, and the worker says when it may go.
+    internal: bool,
     confirmed: bool,
     /// Whether the pidfd is kept after the reap: for signals to what is left of the process group.
     keeps_pidfd: bool,
@@ -309,6 +311,7 @@ impl Job {
             reports_queued: false,
             ready_queued: false,
             hidden: false,
+            internal: false,
             confirmed: false,
             keeps_pidfd: command.tree == TreePolicy::Wait,
         };
@@ -834,7 +837,7 @@ impl Job {
     /// Puts the job back into that queue if it has more to tell.
     pub(crate) fn queue_reports(&mut self, queues: &mut Queues) {
         let news = self.outputs.take_news();
-        if self.hidden {
+        if self.hidden || self.internal {
             self.notices = 0;
             return;
         }
@@ -852,6 +855,21 @@ impl Job {
     pub(crate) fn drop_notices(&mut self) -> bool {
         self.notices = 0;
         std::mem::take(&mut self.reports_queued)
+    }
+
+    /// Makes the job the worker's own: it tells nobody anything, and stays until it is hidden.
+    pub(crate) fn make_internal(&mut self) {
+        self.internal = true;
+        self.notices = 0;
+    }
+
+    pub(crate) fn is_internal(&self) -> bool {
+        self.internal
+    }
+
+    /// When the job finished.
+    pub(crate) fn finished_at(&self) -> Option<SystemTime> {
+        self.finished
     }
 
     /// Takes the job out of everybody's sight; it goes once nothing is left of it.

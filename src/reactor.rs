@@ -50,6 +50,8 @@ pub(crate) struct Reactor {
     deadlines: DeadlineQueue<(Key, Alarm)>,
     /// When to look again at the children on spawn slots, and how long the look after that is off.
     next_look: Option<(Instant, Duration)>,
+    /// When the worker has something to do that no job asks for.
+    pub(crate) errand_at: Option<Instant>,
     pub(crate) watcher: Watcher,
     pub(crate) spawner: Spawner,
     read_buffer: Box<[u8]>,
@@ -84,6 +86,7 @@ impl Reactor {
             timer_at: None,
             deadlines: DeadlineQueue::new(),
             next_look: None,
+            errand_at: None,
             watcher,
             spawner,
             read_buffer: vec![0; READ_BUFFER_BYTES.min(settings.read_budget_bytes)].into(),
@@ -161,7 +164,7 @@ impl Reactor {
             self.wake()?;
         }
         let look = self.time_of_look();
-        match self.deadlines.next().into_iter().chain(look).min() {
+        match self.deadlines.next().into_iter().chain(look).chain(self.errand_at).min() {
             Some(next) if self.timer_at.is_none_or(|at| next < at) => self.set_timer(next),
             _ => Ok(()),
         }
@@ -301,7 +304,8 @@ impl Reactor {
         self.queues.open_logs_wanted = 0;
     }
 
-    fn remove_gone(&mut self, table: &mut Table) {
+    /// Removes hidden jobs of which nothing is left.
+    pub(crate) fn remove_gone(&mut self, table: &mut Table) {
         while let Some(key) = self.queues.gone.pop() {
             if table.get(key).is_some_and(|job| job.is_hidden() && job.is_gone()) {
                 table.remove(key);

@@ -160,7 +160,7 @@ impl Collector {
         Self {
             retention: Arc::new(retention),
             env_base,
-            log_dir: log_dir.path_of(""),
+            log_dir: log_dir.path().to_owned(),
             pass: None,
             due: Some(now),
             is_asked_again: false,

@@ -1,6 +1,7 @@
 //! Floor 4: where jobs are kept: a slab whose places carry a generation, and the way from an id to a place.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Bound;
 
 use slab::Slab;
 
@@ -75,7 +76,18 @@ impl Table {
 
     /// Every job that can be found, in no order.
     pub(crate) fn visible(&self) -> impl Iterator<Item = &Job> {
-        self.jobs.iter().map(|(_, entry)| &entry.job).filter(|job| !job.is_hidden())
+        self.jobs.iter().map(|(_, entry)| &entry.job).filter(|job| !job.is_hidden() && !job.is_internal())
+    }
+
+    /// Whether a finished job's end was told.
+    pub(crate) fn is_told(&self, id: JobId) -> bool {
+        self.told.contains(&id)
+    }
+
+    /// Up to `count` finished jobs whose end was told, in the order of their ids, after `last`.
+    pub(crate) fn told_after(&self, last: Option<JobId>, count: usize) -> Vec<JobId> {
+        let from = last.map_or(Bound::Unbounded, Bound::Excluded);
+        self.told.range((from, Bound::Unbounded)).take(count).copied().collect()
     }
 
     /// The keys of all jobs that have not finished.

@@ -3,13 +3,13 @@
 use std::io::{self, BufRead, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::task::Waker;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::job::{Host, Job, SLOT_WAIT_MAX};
 use crate::kernel::cgroup::CgroupTree;
 use crate::kernel::process;
 use crate::kernel::stream::LogStream;
-use crate::lent::Lent;
+use crate::lent::{Lent, unix_nanos};
 use crate::logic::token::Key;
 use crate::model::capabilities::{Capabilities, Rung};
 use crate::model::command::Command;
@@ -22,14 +22,19 @@ use crate::model::log_policy::LogPolicy;
 use crate::model::output::{LogFormat, OutputStream};
 use crate::model::pressure::{Pressure, PressureResource};
 use crate::model::reading::ReadOptions;
+use crate::model::retention::RetentionStats;
 use crate::model::signal::Signal;
 use crate::model::status::{Status, StopReason};
 use crate::model::usage::CgroupUsage;
 use crate::reactor::Reactor;
+use crate::retention::{ArchiveEnd, Collector};
 use crate::table::Table;
 
 /// How often, at least, a confirming start that waits for a spawn slot looks at all of them.
 const SLOT_LOOK_EVERY: Duration = Duration::from_millis(1);
+
+/// Finished jobs that are looked at in one turn, whether they are to be forgotten.
+const FORGOTTEN_PER_TURN: usize = 256;
 
 /// What everything that runs jobs can do: a [`Worker`], and the view of one owner on it.
 pub trait ProcessRunner {
@@ -63,6 +68,8 @@ pub trait ProcessRunner {
 /// Everything happens inside its methods; there is no thread, no signal handler and nothing global behind it. In between, its file descriptor
 /// ([`AsFd`], an epoll instance) becomes readable whenever [`turn`](Self::turn) has something to do: put it into any other loop.
 ///
+/// With [`Builder::retention`](crate::Builder::retention) it also keeps its log directory in order: see [`Retention`](crate::Retention).
+///
 /// Dropping a worker kills its jobs and waits, for a bounded time, until nothing of them is left.
 ///
 /// A worker may be moved to another thread, but not used by two at a time:
@@ -84,12 +91,27 @@ pub struct Worker {
     is_rung_forced: bool,
     /// Tasks being woken; empty between turns.
     wakers: Vec<Waker>,
+    retention: Option<Box<Keeping>>,
+}
+
+/// What the worker knows of the retention of logs.
+#[derive(Debug)]
+struct Keeping {
+    collector: Collector,
+    /// The job that archives.
+    archiving: Option<Key>,
+    /// Jobs that finished before this time are being forgotten, and the last one that was looked at.
+    forgetting: Option<(SystemTime, Option<JobId>)>,
 }
 
 impl Worker {
-    pub(crate) fn assemble(reactor: Reactor, host: Host, capabilities: Capabilities) -> Self {
+    pub(crate) fn assemble(reactor: Reactor, host: Host, capabilities: Capabilities, collector: Option<Collector>) -> Self {
         let is_rung_forced = reactor.settings.rung.is_some();
-        Self { table: Table::default(), reactor, host, capabilities, is_rung_forced, wakers: Vec::new() }
+        let retention = collector.map(|collector| Box::new(Keeping { collector, archiving: None, forgetting: None }));
+        let mut worker = Self { table: Table::default(), reactor, host, capabilities, is_rung_forced, wakers: Vec::new(), retention };
+        // If arming fails, so does the next turn, which says so.
+        let _ = worker.arm_retention();
+        worker
     }
 
     /// What this machine lets the worker do.
@@ -143,7 +165,8 @@ impl Worker {
 
     /// The number of jobs that have not finished.
     pub fn unfinished_jobs(&self) -> usize {
-        self.reactor.queues.unfinished
+        let archiving = self.retention.as_ref().and_then(|retention| self.table.get(retention.archiving?));
+        self.reactor.queues.unfinished - usize::from(archiving.is_some_and(|job| !job.is_finished()))
     }
 
     /// Kills a job's whole process tree with SIGKILL. Does nothing to one that has finished.
@@ -364,6 +387,22 @@ impl Worker {
         OwnedJobs { worker: self, owner }
     }
 
+    /// Has a pass of retention begin with the next turn, or right after the one that goes on. It takes many turns;
+    /// [`retention_stats`](Self::retention_stats) tells of its end. An archive that has failed is tried again. Does nothing without
+    /// [`Builder::retention`](crate::Builder::retention).
+    pub fn collect_logs(&mut self) {
+        if let Some(retention) = &mut self.retention {
+            retention.collector.ask(Instant::now());
+            // If arming fails, so does the next turn, which says so.
+            let _ = self.arm_retention();
+        }
+    }
+
+    /// What retention has done so far.
+    pub fn retention_stats(&self) -> RetentionStats {
+        self.retention.as_ref().map(|retention| retention.collector.stats()).unwrap_or_default()
+    }
+
     fn start_for(&mut self, command: &Command, owner: OwnerId) -> Result<JobId, StartError> {
         command.check()?;
         let plan = command.log_plan(self.reactor.settings.log_format, self.reactor.settings.log_policy)?;
@@ -376,6 +415,7 @@ impl Worker {
             started => started,
         };
         // If arming fails, so does the next turn, which says so.
+        let _ = self.arm_retention();
         let _ = self.reactor.arm();
         let _ = self.reactor.announce_reports();
         Ok(started?)
@@ -474,8 +514,100 @@ impl Worker {
     /// A turn without events for the caller; tasks are woken at its end.
     fn turn_reactor(&mut self, timeout: Option<Duration>) -> Result<(), TurnError> {
         let turned = self.reactor.turn(&mut self.table, timeout);
+        let kept = self.turn_retention();
         self.wake_tasks();
-        turned
+        turned.and(kept)
+    }
+
+    /// Does what is due of retention: one step.
+    fn turn_retention(&mut self) -> Result<(), TurnError> {
+        let Some(mut retention) = self.retention.take() else { return Ok(()) };
+        self.see_archiving(&mut retention);
+        self.forget_finished(&mut retention);
+        let now = Instant::now();
+        if retention.collector.due().is_some_and(|due| due <= now) {
+            let step = retention.collector.step(now, unix_nanos(), &self.reactor.log_dir);
+            for job in step.deleted {
+                self.forget_told(job);
+            }
+            if let Some(before) = step.forget_before {
+                retention.forgetting = Some((before, None));
+            }
+            if let Some(command) = step.archive {
+                match self.start_internal(&command) {
+                    Ok(key) => {
+                        retention.archiving = Some(key);
+                        self.see_archiving(&mut retention);
+                    }
+                    Err(failure) => {
+                        let detail = format!("the command was not started: {failure}");
+                        retention.collector.archive_ended(&ArchiveEnd::Failed { errno: failure.errno(), detail }, now);
+                    }
+                }
+            }
+        }
+        self.retention = Some(retention);
+        self.arm_retention()
+    }
+
+    /// Sees to it that the next step of retention comes in its time.
+    fn arm_retention(&mut self) -> Result<(), TurnError> {
+        let Some(retention) = &self.retention else { return Ok(()) };
+        let has_archived = retention.archiving.and_then(|key| self.table.get(key)).is_some_and(Job::is_finished);
+        let is_at_once = has_archived || retention.forgetting.is_some();
+        self.reactor.errand_at = if is_at_once { Some(Instant::now()) } else { retention.collector.due() };
+        self.reactor.arm()
+    }
+
+    /// Hands over how the archive's command has ended, once it has.
+    fn see_archiving(&mut self, retention: &mut Keeping) {
+        let Some(key) = retention.archiving else { return };
+        let Some(job) = self.table.get(key).filter(|job| job.is_finished()) else { return };
+        let end = ArchiveEnd::of(&self.status_of(job));
+        retention.archiving = None;
+        retention.collector.archive_ended(&end, Instant::now());
+        if let Some(job) = self.table.get_mut(key) {
+            job.hide(&mut self.reactor.queues);
+        }
+        self.reactor.remove_gone(&mut self.table);
+    }
+
+    /// Starts a job of the worker's own.
+    fn start_internal(&mut self, command: &Command) -> Result<Key, StartFailure> {
+        let key = self.table.next_key();
+        let mut job = Job::prepare(command, OwnerId::default(), key, &mut self.host, &mut self.reactor.lend())?;
+        job.make_internal();
+        let id = job.id;
+        self.table.insert(key, job);
+        self.table.hide(id);
+        if let Some(job) = self.table.get_mut(key) {
+            job.spawn_or_wait(&mut self.reactor.lend());
+        }
+        // Whatever fails from here on ends the job, and is seen by that.
+        let _ = self.see_started(key, false);
+        Ok(key)
+    }
+
+    /// Forgets a few of the jobs that finished too long ago.
+    fn forget_finished(&mut self, retention: &mut Keeping) {
+        let Some((before, last)) = retention.forgetting.take() else { return };
+        let told = self.table.told_after(last, FORGOTTEN_PER_TURN);
+        let last = told.last().copied();
+        for job in told {
+            if self.table.by_id(job).and_then(Job::finished_at).is_some_and(|finished| finished <= before) {
+                self.discard(job);
+            }
+        }
+        if last.is_some() {
+            retention.forgetting = Some((before, last));
+        }
+    }
+
+    /// Forgets a job whose log is gone, if its end was told.
+    fn forget_told(&mut self, job: JobId) {
+        if self.table.is_told(job) {
+            self.discard(job);
+        }
     }
 
     /// Wakes the tasks that wait for streams. They are user code: not before nothing of the loop is lent out any more.
@@ -559,6 +691,8 @@ impl AsFd for Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
+        // The command that archives is a job, and is stopped like one.
+        self.retention = None;
         for key in self.table.unfinished() {
             if let Some(job) = self.table.get_mut(key) {
                 let _ = job.stop(StopReason::WorkerDropped, &mut self.reactor.lend());

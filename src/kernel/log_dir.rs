@@ -183,6 +183,10 @@ impl LogDir {
         Err(failed(&locks_path)(io::Error::other("other workers keep removing it")))
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(crate) fn path_of(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::model::capabilities::Rung;
 use crate::model::log_policy::LogPolicy;
 use crate::model::output::LogFormat;
+use crate::model::retention::Retention;
 
 /// The environment that jobs start from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,6 +60,7 @@ pub(crate) struct Settings {
     pub(crate) coalesce_time: Duration,
     pub(crate) drain_idle_max: Duration,
     pub(crate) drain_total_max: Duration,
+    pub(crate) retention: Option<Retention>,
 }
 
 impl Default for Settings {
@@ -88,6 +90,7 @@ impl Default for Settings {
             coalesce_time: Duration::from_millis(1),
             drain_idle_max: Duration::from_millis(500),
             drain_total_max: Duration::from_secs(5),
+            retention: None,
         }
     }
 }
