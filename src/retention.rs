@@ -541,3 +541,194 @@ fn read_report(report: &OwnedFd) -> Result<Vec<u8>, RetentionFailure> {
     bytes.truncate(memchr::memchr(0, &bytes).unwrap_or(bytes.len()));
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use rustix::fs::XattrFlags;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::kernel::log_dir::MARK_XATTR;
+    use crate::logic::names::{entry_name, log_name};
+
+    /// More entries than fit into one slice of a scan: the smallest has 24 bytes.
+    const ENTRIES_PER_STEP_MAX: usize = 400;
+
+    /// A sealed log of a worker that is gone.
+    fn plant(directory: &Path, number: u128) -> PathBuf {
+        let path = directory.join(log_name(&entry_name("make", JobId::from(Uuid::from_u128(number)))));
+        let file = File::create_new(&path).unwrap();
+        let mark = format!("{} cri", Uuid::from_u128(7));
+        rustix::fs::fsetxattr(&file, MARK_XATTR, mark.as_bytes(), XattrFlags::empty()).unwrap();
+        file.set_permissions(fs::Permissions::from_mode(0o400)).unwrap();
+        path
+    }
+
+    /// In memory where that can be had: a hundred thousand files on a disk take their time.
+    fn directory() -> tempfile::TempDir {
+        tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+    }
+
+    fn log_dir(directory: &Path) -> LogDir {
+        LogDir::open(directory, Uuid::from_u128(8)).unwrap()
+    }
+
+    fn collector(retention: Retention, log_dir: &LogDir) -> Collector {
+        Collector::new(retention, EnvBase::Clear, log_dir, Instant::now())
+    }
+
+    /// One whole pass.
+    fn pass(collector: &mut Collector, log_dir: &LogDir, mut on_step: impl FnMut(Step)) {
+        let passes = collector.stats().passes;
+        while collector.stats().passes == passes {
+            on_step(collector.step(Instant::now(), unix_nanos(), log_dir));
+        }
+    }
+
+    #[test]
+    fn no_step_of_a_pass_over_a_hundred_thousand_logs_does_more_than_a_little() {
+        const LOGS: u64 = 100_000;
+        let directory = directory();
+        for number in 1..=LOGS {
+            plant(directory.path(), u128::from(number));
+        }
+        let log_dir = log_dir(directory.path());
+        let mut collector = collector(Retention::new().logs_max(LOGS / 2), &log_dir);
+        let (mut looked_at, mut unlinked, mut steps, mut longest) = (0, 0, 0, Duration::ZERO);
+        let began = Instant::now();
+        let mut step_began = Instant::now();
+        pass(&mut collector, &log_dir, |step| {
+            longest = longest.max(step_began.elapsed());
+            assert!(step.looked_at <= ENTRIES_PER_STEP_MAX, "{} entries in one step", step.looked_at);
+            assert!(step.unlinked <= UNLINKS_PER_STEP, "{} unlinks in one step", step.unlinked);
+            assert!(step.looked_at == 0 || step.unlinked == 0);
+            looked_at += step.looked_at as u64;
+            unlinked += step.unlinked as u64;
+            steps += 1;
+            step_began = Instant::now();
+        });
+        println!("{LOGS} logs: {steps} steps in {:?} without the pauses, the longest {longest:?}", began.elapsed());
+        assert_eq!((looked_at, unlinked), (LOGS, LOGS / 2));
+        let stats = collector.stats();
+        assert_eq!((stats.logs, stats.logs_deleted, stats.failures), (LOGS / 2, LOGS / 2, 0));
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count() as u64, LOGS / 2 + 1);
+    }
+
+    #[test]
+    fn a_file_that_has_changed_since_it_was_seen_is_not_deleted() {
+        let directory = directory();
+        let log_dir = log_dir(directory.path());
+        let unlock = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+        let changes: [fn(&Path); 5] = [
+            |path| fs::write(path, "more").unwrap(),
+            |path| {
+                fs::remove_file(path).unwrap();
+                fs::write(path, "").unwrap();
+            },
+            |path| {
+                fs::remove_file(path).unwrap();
+                std::os::unix::fs::symlink("/etc/passwd", path).unwrap();
+            },
+            |path| fs::hard_link(path, path.with_extension("link")).unwrap(),
+            |path| fs::set_permissions(path, fs::Permissions::from_mode(0o640)).unwrap(),
+        ];
+        for (number, change) in changes.into_iter().enumerate() {
+            let path = plant(directory.path(), number as u128);
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            let mut scan = log_dir.scan().unwrap();
+            let mut seen = None;
+            while scan
+                .step(0, |found| match found {
+                    Found::Log(log, file) if log.log == name => seen = Some(file.file),
+                    _ => {}
+                })
+                .unwrap()
+            {}
+            // A clock tick later.
+            std::thread::sleep(Duration::from_millis(20));
+            unlock(&path);
+            change(&path);
+            assert_eq!(scan.delete(&name, seen.unwrap()).unwrap(), Deletion::Changed, "change {number}");
+            assert!(fs::symlink_metadata(&path).is_ok());
+            fs::remove_file(&path).unwrap();
+            assert_eq!(scan.delete(&name, seen.unwrap()).unwrap(), Deletion::Absent);
+        }
+    }
+
+    #[test]
+    fn a_pass_that_meets_a_file_put_in_place_of_a_log_leaves_it_alone() {
+        let directory = directory();
+        let log_dir = log_dir(directory.path());
+        let paths: Vec<PathBuf> = (0..3).map(|number| plant(directory.path(), number)).collect();
+        let mut collector = collector(Retention::new().age_max(Duration::ZERO), &log_dir);
+        let mut has_replaced = false;
+        pass(&mut collector, &log_dir, |step| {
+            if step.looked_at > 0 && !std::mem::replace(&mut has_replaced, true) {
+                fs::remove_file(&paths[1]).unwrap();
+                fs::write(&paths[1], "somebody else's").unwrap();
+            }
+        });
+        assert_eq!(fs::read_to_string(&paths[1]).unwrap(), "somebody else's");
+        assert!(!paths[0].exists() && !paths[2].exists());
+        assert_eq!((collector.stats().logs_deleted, collector.stats().logs), (2, 1));
+    }
+
+    #[test]
+    fn a_pass_asked_for_during_another_follows_it_at_once() {
+        let directory = directory();
+        let log_dir = log_dir(directory.path());
+        let mut collector = collector(Retention::new(), &log_dir);
+        let now = Instant::now();
+        collector.step(now, 0, &log_dir);
+        assert!(collector.stats().running);
+        collector.ask(now);
+        pass(&mut collector, &log_dir, drop);
+        assert!(collector.due().unwrap() <= Instant::now());
+        pass(&mut collector, &log_dir, drop);
+        assert!(collector.due().unwrap() > Instant::now() + Duration::from_secs(50));
+    }
+
+    #[test]
+    fn an_archive_that_fails_is_left_alone_for_longer_and_longer() {
+        let directory = directory();
+        let log_dir = log_dir(directory.path());
+        plant(directory.path(), 1);
+        let archive = Archive::new("s3://bucket");
+        let retention = Retention::new().age_max(Duration::ZERO).every(Duration::from_mins(10)).archive(archive);
+        let mut collector = collector(retention, &log_dir);
+        let mut now = Instant::now();
+        let mut calls = Vec::new();
+        for minute in (0..300).step_by(10) {
+            let passes = collector.stats().passes;
+            while collector.stats().passes == passes {
+                if collector.step(now, unix_nanos(), &log_dir).archive.is_some() {
+                    calls.push(minute);
+                    collector.archive_ended(&ArchiveEnd::Failed { errno: 2, detail: "no such program".to_owned() }, now);
+                }
+            }
+            now += Duration::from_mins(10);
+        }
+        assert_eq!(calls, [0, 10, 30, 70, 130, 190, 250]);
+        let stats = collector.stats();
+        assert_eq!((stats.failures, stats.files_deleted, stats.logs), (7, 0, 1));
+        assert_eq!(stats.last_failure.unwrap().errno(), 2);
+        collector.ask(now);
+        let mut called = false;
+        while !called {
+            called = collector.step(now, unix_nanos(), &log_dir).archive.is_some();
+        }
+    }
+
+    #[test]
+    fn a_report_has_room_for_so_much_and_no_more() {
+        let report = make_report().unwrap();
+        let file = File::from(report.try_clone().unwrap());
+        file.write_all_at(b"stored", 0).unwrap();
+        assert!(file.write_at(b"x", REPORT_BYTES_MAX).is_err());
+        assert!(file.set_len(REPORT_BYTES_MAX + 1).is_err() && file.set_len(0).is_err());
+        assert_eq!(read_report(&report).unwrap(), b"stored");
+    }
+}
