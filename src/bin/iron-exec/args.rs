@@ -108,6 +108,28 @@ Exit codes:
   125      the log cannot be read, or was asked for what it does not hold
   141      whoever read our output has gone";
 
+const GC_LONG: &str = "\
+Delete old logs.
+
+Of all logs in the directory the oldest are deleted, first those that are older than --max-age, then as many as are above --max-bytes and --max-logs. \
+Only finished logs of our own user go, with the files that were rotated out of them, whichever worker has written them; never one that is still \
+written, and no file that is not a log. What a dead worker has left unfinished is repaired and sealed first, and ages from then on. Without a bound \
+that is all that is done.
+
+With --archive-to, logs are stored there before they go, and nothing goes that was not stored. Credentials are taken from the environment.
+
+Examples:
+  iron-exec gc --max-age 7d --dry-run
+  iron-exec gc --log-dir /var/log/jobs --max-age 30d --max-bytes 10G
+  iron-exec gc --log-dir /var/log/jobs --max-logs 1000 --archive-to s3://bucket/logs --archive-compress";
+
+const GC_EXIT_CODES: &str = "\
+Exit codes:
+  0        everything was done, or with --dry-run everything could be looked at
+  1        something was not: a file could not be deleted or archived, say, or we were told to stop
+  125      iron-exec itself failed: bad options, no log directory, ...
+  141      whoever read our output has gone";
+
 /// Runs Linux processes from one thread: started into cgroups, watched by pidfd, logged line by line.
 #[derive(Debug, Parser)]
 #[command(
@@ -135,6 +157,9 @@ pub(crate) enum Tool {
     /// Print the log of a job
     #[command(long_about = LOGS_LONG, after_help = LOGS_EXIT_CODES)]
     Logs(LogsArgs),
+    /// Delete old logs
+    #[command(long_about = GC_LONG, after_help = GC_EXIT_CODES)]
+    Gc(GcArgs),
     /// Say what this machine can do, what is missing, and how to get it
     Info(InfoArgs),
 }
@@ -239,6 +264,49 @@ pub(crate) struct LogsArgs {
     /// The log file, or the id of the job
     #[arg(value_name = "FILE|JOB_ID")]
     pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GcArgs {
+    /// The directory of the log files
+    #[arg(long, value_name = "DIRECTORY", default_value = "/tmp")]
+    pub(crate) log_dir: PathBuf,
+
+    /// Delete logs that were finished longer ago than this, such as `7d`
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) max_age: Option<Duration>,
+
+    /// Delete the oldest logs while all together have more bytes than this, such as `10G`
+    #[arg(long, value_name = "BYTES", value_parser = limits::byte_count)]
+    pub(crate) max_bytes: Option<u64>,
+
+    /// Delete the oldest logs while there are more than N
+    #[arg(long, value_name = "N")]
+    pub(crate) max_logs: Option<u64>,
+
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    /// Say it as one line of JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Store logs in this bucket, `s3://BUCKET` or `s3://BUCKET/PREFIX`, before they are deleted
+    #[arg(long, value_name = "URL")]
+    pub(crate) archive_to: Option<String>,
+
+    /// The program that stores them; see the library's `Archive` for how it is called [default: iron-exec itself]
+    #[arg(long, value_name = "PROGRAM", requires = "archive_to")]
+    pub(crate) archive_program: Option<PathBuf>,
+
+    /// Compress logs (zstd) in the archive
+    #[arg(long, requires = "archive_to")]
+    pub(crate) archive_compress: bool,
+
+    /// How long storing up to 64 files may take [default: 15m]
+    #[arg(long, value_name = "TIME", value_parser = duration, requires = "archive_to")]
+    pub(crate) archive_timeout: Option<Duration>,
 }
 
 #[derive(Debug, Args)]

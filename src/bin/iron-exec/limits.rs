@@ -142,6 +142,12 @@ fn rate(text: &str) -> Result<u64, String> {
     size(text).ok_or_else(|| RATE_ADVICE.to_owned())
 }
 
+/// A number of bytes, and not `max`.
+pub(crate) fn byte_count(text: &str) -> Result<u64, String> {
+    let bytes = size(text).filter(|bytes| *bytes != Limits::UNLIMITED);
+    bytes.ok_or_else(|| "give bytes, with K, M, G or T for powers of 1024 (10G)".to_owned())
+}
+
 /// A number of bytes, or `max`.
 fn size(text: &str) -> Option<u64> {
     if text == NO_LIMIT {

@@ -1,4 +1,4 @@
-//! The command-line tool: runs one job, or many, prints logs, and says what this machine can do.
+//! The command-line tool: runs one job, or many, prints logs, deletes old ones, and says what this machine can do.
 //!
 //! It uses the public interface of the library only, and is itself an example of a host: one thread, one poll(2) over the worker's descriptor, the
 //! signals and its own outputs.
@@ -7,6 +7,7 @@
 
 mod args;
 mod batch;
+mod gc;
 mod info;
 mod leftovers;
 mod limits;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         Tool::Run(args) => run::run(args),
         Tool::Batch(args) => batch::run(args),
         Tool::Logs(args) => logs::run(args),
+        Tool::Gc(args) => gc::run(args),
         Tool::Info(args) => info::run(args),
     };
     ExitCode::from(code.unwrap_or_else(|fault| {
