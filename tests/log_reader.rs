@@ -497,11 +497,16 @@ fn without_attributes_a_table_says_what_a_log_is() {
     }
     assert_eq!(disk.tables(), 2);
     drop(workers);
-    let left: Vec<_> = fs::read_dir(disk.0.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
-    assert!(
-        left.len() == 4 && left.iter().all(|path| path.extension() == Some("log".as_ref())),
-        "the tables go with the workers: {left:?}"
-    );
+    assert_eq!(disk.tables(), 2, "the tables stay with the logs");
+    let mut worker = host.builder().log_dir(disk.0.path()).build().unwrap();
+    let (job, stdin) = start_cat(&mut worker, cat());
+    let log = log_of(&worker, job);
+    drop(stdin);
+    finish(&mut worker, job);
+    assert_eq!(disk.tables(), 3);
+    fs::remove_file(log).unwrap();
+    drop(worker);
+    assert_eq!(disk.tables(), 2, "a table goes with a worker whose logs are gone");
 }
 
 #[test]

@@ -14,17 +14,17 @@ use crate::model::retention::{DeleteReason, LogState, Retention};
 /// counted: their turn comes in a later pass.
 pub(crate) const LOGS_HELD_MAX: usize = 200_000;
 
-/// How much is kept.
+/// The most that is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Bounds {
-    pub(crate) age_max: Option<Duration>,
-    pub(crate) bytes_max: Option<u64>,
-    pub(crate) logs_max: Option<u64>,
+    pub(crate) age: Option<Duration>,
+    pub(crate) bytes: Option<u64>,
+    pub(crate) logs: Option<u64>,
 }
 
 impl From<&Retention> for Bounds {
     fn from(retention: &Retention) -> Self {
-        Self { age_max: retention.age_max, bytes_max: retention.bytes_max, logs_max: retention.logs_max }
+        Self { age: retention.age_max, bytes: retention.bytes_max, logs: retention.logs_max }
     }
 }
 
@@ -130,17 +130,14 @@ impl Planner {
             self.by_age.remove(&(unit.changed(), job));
         }
         let file = seen.file;
-        match name.number {
-            Some(number) => {
-                unit.rotated.push((number, file));
-                unit.rotated_changed = unit.rotated_changed.max(file.changed);
-            }
-            None => {
-                // A directory that changes may show a name twice.
-                let before = unit.newest.replace(file).map_or(0, |before| before.bytes);
-                unit.bytes -= before;
-                self.bytes -= before;
-            }
+        if let Some(number) = name.number {
+            unit.rotated.push((number, file));
+            unit.rotated_changed = unit.rotated_changed.max(file.changed);
+        } else {
+            // A directory that changes may show a name twice.
+            let before = unit.newest.replace(file).map_or(0, |before| before.bytes);
+            unit.bytes = unit.bytes.saturating_sub(before);
+            self.bytes = self.bytes.saturating_sub(before);
         }
         unit.bytes = unit.bytes.saturating_add(file.bytes);
         self.bytes = self.bytes.saturating_add(file.bytes);
@@ -162,11 +159,11 @@ impl Planner {
     pub(crate) fn next(&mut self, now: u64) -> Option<Doomed> {
         let (changed, job) = *self.by_age.first()?;
         let age = Duration::from_nanos(now.saturating_sub(changed));
-        let reason = if self.bounds.age_max.is_some_and(|max| age >= max) {
+        let reason = if self.bounds.age.is_some_and(|max| age >= max) {
             DeleteReason::Age
-        } else if self.bounds.bytes_max.is_some_and(|max| self.bytes > max) {
+        } else if self.bounds.bytes.is_some_and(|max| self.bytes > max) {
             DeleteReason::Bytes
-        } else if self.bounds.logs_max.is_some_and(|max| self.logs > max) {
+        } else if self.bounds.logs.is_some_and(|max| self.logs > max) {
             DeleteReason::Logs
         } else {
             return None;
@@ -264,7 +261,7 @@ mod tests {
     }
 
     fn bounds(age_max: Option<u64>, bytes_max: Option<u64>, logs_max: Option<u64>) -> Bounds {
-        Bounds { age_max: age_max.map(Duration::from_secs), bytes_max, logs_max }
+        Bounds { age: age_max.map(Duration::from_secs), bytes: bytes_max, logs: logs_max }
     }
 
     #[test]
@@ -437,9 +434,9 @@ mod tests {
         for (changed, number, its_bytes) in order {
             let age = Duration::from_nanos(now.saturating_sub(changed));
             let reason = match bounds {
-                Bounds { age_max: Some(max), .. } if age >= max => DeleteReason::Age,
-                Bounds { bytes_max: Some(max), .. } if bytes > max => DeleteReason::Bytes,
-                Bounds { logs_max: Some(max), .. } if count > max => DeleteReason::Logs,
+                Bounds { age: Some(max), .. } if age >= max => DeleteReason::Age,
+                Bounds { bytes: Some(max), .. } if bytes > max => DeleteReason::Bytes,
+                Bounds { logs: Some(max), .. } if count > max => DeleteReason::Logs,
                 _ => break,
             };
             bytes -= its_bytes;

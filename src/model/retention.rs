@@ -107,20 +107,23 @@ impl Retention {
         }
         let Some(archive) = &self.archive else { return Ok(()) };
         let bucket = archive.url.strip_prefix(URL_START).and_then(|rest| rest.split('/').next());
-        if !bucket.is_some_and(|bucket| !bucket.is_empty()) || archive.url.contains(|character: char| character.is_control()) {
+        if bucket.is_none_or(str::is_empty) || archive.url.contains(|character: char| character.is_control()) {
             return wrong(format!("the archive is {:?}, not s3://BUCKET or s3://BUCKET/PREFIX", archive.url));
         }
         if !(ARCHIVE_TIMEOUT_MIN..=TIME_MAX).contains(&archive.timeout) {
             return wrong(format!("the timeout of the archive is {:?}, outside {ARCHIVE_TIMEOUT_MIN:?} to ten years", archive.timeout));
         }
         if archive.program.is_empty() || archive.program.as_encoded_bytes().contains(&0) {
-            return wrong(format!("{:?} cannot be the program of the archive", archive.program));
+            return wrong(format!("the program of the archive cannot be {}", archive.program.display()));
         }
         for (key, value) in &archive.env {
             let is_key = !key.is_empty() && !key.as_encoded_bytes().contains(&b'=') && !key.as_encoded_bytes().contains(&0);
             // The value may be a secret: it is not told.
             if !is_key || value.as_encoded_bytes().contains(&0) {
-                return wrong(format!("{key:?} cannot be an environment variable of the archive, or its value has a NUL byte in it"));
+                return wrong(format!(
+                    "{} cannot be an environment variable of the archive, or its value has a NUL byte in it",
+                    key.display()
+                ));
             }
         }
         Ok(())

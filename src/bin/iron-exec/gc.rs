@@ -129,7 +129,7 @@ fn plan(args: &GcArgs, retention: &Retention, outlet: &mut Outlet) -> Result<u8,
             logs: plan.logs,
             bytes: plan.bytes,
             delete: plan.deleted.iter().map(|log| log_line(log, now)).collect(),
-            leftovers: plan.leftovers.iter().map(|path| lossy(path)).collect(),
+            leftovers: plan.leftovers.iter().map(lossy).collect(),
             failures: plan.failures.iter().map(FailureLine::from).collect(),
         };
         outlet.push(OutputStream::Stdout, &report::json_line(&report)?);

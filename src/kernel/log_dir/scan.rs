@@ -449,10 +449,7 @@ impl LogScan {
 
     fn clear_lock(&self, worker: Uuid) {
         let Some(locks) = &self.locks else { return };
-        let lock = match self.open_lock(worker) {
-            Ok(lock) => lock,
-            Err(_) => return,
-        };
+        let Ok(lock) = self.open_lock(worker) else { return };
         if let Some(lock) = &lock
             && rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive).is_err()
         {
@@ -507,7 +504,7 @@ fn whole_length(file: &File, length: u64, read_bytes: &mut u64) -> io::Result<u6
 
 fn file_seen(stat: &Stat) -> FileSeen {
     let seconds = u64::try_from(stat.st_ctime).unwrap_or(0);
-    let changed = seconds.saturating_mul(1_000_000_000).saturating_add(stat.st_ctime_nsec as u64);
+    let changed = seconds.saturating_mul(1_000_000_000).saturating_add(stat.st_ctime_nsec);
     FileSeen { inode: stat.st_ino, bytes: stat.st_size as u64, changed }
 }
 
