@@ -575,7 +575,9 @@ impl Worker {
     /// Starts a job of the worker's own.
     fn start_internal(&mut self, command: &Command) -> Result<Key, StartFailure> {
         let key = self.table.next_key();
-        let mut job = Job::prepare(command, OwnerId::default(), key, &mut self.host, &mut self.reactor.lend())?;
+        // Its output is nobody's: it has no log.
+        let plan = (LogFormat::default(), LogPolicy::default());
+        let mut job = Job::prepare(command, plan, OwnerId::default(), key, &mut self.host, &mut self.reactor.lend())?;
         job.make_internal();
         let id = job.id;
         self.table.insert(key, job);

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use common::{Census, Host, finish, isolated, isolated_behind, not_root, turn_until, wait_until};
 use iron_exec::{
-    Archive, BuildError, CgroupBase, Command, DeleteReason, EnvBase, Event, JobError, JobId, LogFormat, LogState, Retention,
+    Archive, BuildError, CgroupBase, Command, DeleteReason, EnvBase, Event, JobError, JobId, LogFormat, LogPolicy, LogState, Retention,
     RetentionStats, Worker,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -230,6 +230,26 @@ fn a_log_goes_with_all_that_was_rotated_and_rotated_files_alone_go_too() {
 }
 
 #[test]
+fn a_log_that_is_rotated_all_the_time_loses_nothing_to_passes_and_goes_whole_when_it_is_finished() {
+    let host = Host::new();
+    let mut worker = worker_with(&host, Retention::new().age_max(Duration::ZERO).bytes_max(0).every(Duration::from_millis(10)));
+    let policy = LogPolicy::new().bytes_max(4096).files_max(10_000);
+    let script = "i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i + 1)); done; read end";
+    let job = worker.start(Command::shell(script).log_policy(policy).stdin_piped()).unwrap();
+    turn_until(&mut worker, |worker, _| worker.query(job).unwrap().output.lines == 3000);
+    let passes = worker.retention_stats().passes;
+    turn_until(&mut worker, |worker, _| worker.retention_stats().passes > passes + 1);
+    assert!(host.logs().len() > 30, "{:?}", host.logs());
+    assert_eq!(worker.retention_stats().files_deleted, 0);
+    let (files, bytes) = (host.logs().len() as u64, worker.retention_stats().bytes);
+    drop(worker.take_stdin(job).unwrap());
+    turn_until(&mut worker, |worker, _| worker.retention_stats().logs_deleted == 1);
+    let stats = worker.retention_stats();
+    assert_eq!((stats.files_deleted, stats.bytes_deleted, stats.failures), (files, bytes, 0));
+    assert_eq!(host.logs(), Vec::<String>::new());
+}
+
+#[test]
 fn rotated_files_of_a_live_worker_stay_while_their_newest_is_not_there() {
     let host = Host::new();
     let mut worker = worker_with(&host, everything());
@@ -337,7 +357,7 @@ fn a_killed_host_is_collected(name: &str, log_dir: &Path) {
     let builder = || host.builder().log_dir(log_dir);
     let mut worker = builder().retention(everything()).build().unwrap();
     assert_eq!((pass(&mut worker).logs_deleted, log.exists()), (0, true), "it lives");
-    assert_eq!(names(&locks_of(log_dir)).iter().filter(|name| name.ends_with(".lock")).count(), 2);
+    assert_eq!(locks(log_dir, "lock"), 2);
     drop(worker);
     child.kill().unwrap();
     child.wait().unwrap();
@@ -347,7 +367,7 @@ fn a_killed_host_is_collected(name: &str, log_dir: &Path) {
     assert_eq!((stats.leftovers_sealed, stats.logs, stats.failures), (1, 1, 0));
     assert_eq!(common::read_log(&log), b"one\n");
     assert_eq!(fs::metadata(&log).unwrap().mode() & 0o777, 0o400);
-    assert_eq!(names(&locks_of(log_dir)).iter().filter(|name| name.ends_with(".lock")).count(), 1 + tables(log_dir));
+    assert_eq!(locks(log_dir, "lock"), 1 + tables(log_dir));
     drop(worker);
     let mut worker = builder().retention(everything()).build().unwrap();
     assert_eq!((pass(&mut worker).logs_deleted, log.exists()), (1, false));
@@ -357,8 +377,13 @@ fn a_killed_host_is_collected(name: &str, log_dir: &Path) {
     assert!(names(log_dir).is_empty());
 }
 
+/// How many files of this kind there are in the directory of locks.
+fn locks(log_dir: &Path, kind: &str) -> usize {
+    names(&locks_of(log_dir)).iter().filter(|name| Path::new(name).extension() == Some(kind.as_ref())).count()
+}
+
 fn tables(log_dir: &Path) -> usize {
-    names(&locks_of(log_dir)).iter().filter(|name| name.ends_with(".logs")).count()
+    locks(log_dir, "logs")
 }
 
 #[test]
@@ -398,13 +423,11 @@ impl Drop for PlainDisk {
 #[test]
 fn without_attributes_a_killed_host_is_collected_by_its_table() {
     const NAME: &str = "without_attributes_a_killed_host_is_collected_by_its_table";
-    match std::env::var_os(HOST_DIR) {
-        Some(directory) => be_host(Path::new(&directory)),
-        None => {
-            let Some(disk) = PlainDisk::mount() else { return };
-            a_killed_host_is_collected(NAME, disk.0.path());
-        }
+    if let Some(directory) = std::env::var_os(HOST_DIR) {
+        return be_host(Path::new(&directory));
     }
+    let Some(disk) = PlainDisk::mount() else { return };
+    a_killed_host_is_collected(NAME, disk.0.path());
 }
 
 #[test]
@@ -804,10 +827,12 @@ fn jobs_go_on_while_logs_are_archived() {
 
 // Many logs.
 
+/// Logs of a directory that is full of them.
+const LOGS: u64 = 10_000;
+
 #[test]
 fn a_job_answers_at_once_while_thousands_of_logs_are_collected() {
     let host = Host::new();
-    const LOGS: u64 = 10_000;
     for number in 0..LOGS {
         plant(host.log_dir.path(), &log_name(u128::from(number)), RECORD, DEAD, true);
     }
