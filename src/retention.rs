@@ -261,7 +261,7 @@ impl Collector {
                     (self.stats.logs, self.stats.bytes) = (pass.planner.logs(), pass.planner.bytes());
                     step.forget_before = self.retention.age_max.and_then(|age| SystemTime::now().checked_sub(age));
                 }
-                return !pass.planner.forget(FORGOTTEN_PER_STEP);
+                return !pass.scan.forget(FORGOTTEN_PER_STEP) && !pass.planner.forget(FORGOTTEN_PER_STEP);
             }
             Stage::Archiving(_) => {}
         }
@@ -554,8 +554,8 @@ mod tests {
     use crate::kernel::log_dir::MARK_XATTR;
     use crate::logic::names::{entry_name, log_name};
 
-    /// More entries than fit into one slice of a scan: the smallest has 24 bytes.
-    const ENTRIES_PER_STEP_MAX: usize = 400;
+    /// More entries than fit into one slice of a scan, which are 4 KiB: the smallest has 24 bytes.
+    const ENTRIES_PER_STEP_MAX: usize = 200;
 
     /// A sealed log of a worker that is gone.
     fn plant(directory: &Path, number: u128) -> PathBuf {

@@ -330,6 +330,52 @@ fn what_a_dead_worker_left_is_repaired_and_sealed_and_ages_from_then_on() {
     assert_eq!(host.logs(), [log_name(101)]);
 }
 
+#[test]
+fn what_a_dead_worker_had_not_put_into_its_place_goes() {
+    let host = Host::new();
+    let directory = host.log_dir.path();
+    let next = |number: u128| format!("{}.000001.next", log_name(number));
+    let mut worker = worker_with(&host, retention());
+    let own: Uuid = names(&locks_of(directory)).first().unwrap().strip_suffix(".lock").unwrap().parse().unwrap();
+    plant(directory, &next(1), RECORD, DEAD, false);
+    plant(directory, &next(2), RECORD, DEAD, true);
+    plant(directory, &next(3), RECORD, own.as_u128(), false);
+    fs::write(directory.join(next(4)), RECORD).unwrap();
+    fs::write(directory.join(format!("{}.next", log_name(5))), RECORD).unwrap();
+    retention().plan(directory).unwrap();
+    assert_eq!(host.logs().len(), 5);
+    pass(&mut worker);
+    assert_eq!(host.logs(), [next(3), next(4), format!("{}.next", log_name(5))]);
+}
+
+#[test]
+fn workers_come_and_go_while_others_clear_locks_away() {
+    let host = Host::new();
+    let every = Retention::new().every(Duration::from_millis(10));
+    let deadline = Instant::now() + Duration::from_secs(2);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut keeper =
+                    Worker::builder().log_dir(host.log_dir.path()).cgroup_base(CgroupBase::Off).retention(every.clone()).build();
+                let mut events = iron_exec::Events::new();
+                while Instant::now() < deadline {
+                    let keeper = keeper.as_mut().unwrap();
+                    keeper.collect_logs();
+                    keeper.turn(&mut events, Some(Duration::from_millis(1))).unwrap();
+                }
+                assert_eq!(keeper.unwrap().retention_stats().last_failure, None);
+            });
+            scope.spawn(|| {
+                while Instant::now() < deadline {
+                    Worker::builder().log_dir(host.log_dir.path()).cgroup_base(CgroupBase::Off).build().unwrap();
+                }
+            });
+        }
+    });
+    assert!(names(host.log_dir.path()).is_empty());
+}
+
 /// The body of a host process: a worker, and a job that has written a line.
 fn be_host(log_dir: &Path) {
     let mut worker = Worker::builder().log_dir(log_dir).cgroup_base(CgroupBase::Off).build().unwrap();
@@ -776,6 +822,32 @@ fn a_command_that_hangs_is_killed_and_one_that_is_not_there_is_told_of() {
         assert_eq!(failure.errno(), rustix::io::Errno::NOENT.raw_os_error());
         assert!(failure.to_string().contains("Archive::program"), "{failure}");
     }
+}
+
+#[test]
+fn however_the_command_ends_nothing_of_it_is_left() {
+    isolated("however_the_command_ends_nothing_of_it_is_left", || {
+        for mode in ["ok", "partly", "crash", "seven", "huge", "hang", "missing"] {
+            let archived = Archived::new(3);
+            let program = if mode == "missing" { Path::new("/nonexistent") } else { &archived.program };
+            let archive = archived.archive(mode).program(program).timeout(Duration::from_millis(500));
+            let mut worker = worker_with(&archived.host, retention().age_max(NEVER).logs_max(100).archive(archive));
+            pass(&mut worker);
+            let before = Census::take(&archived.host);
+            for number in 100..200 {
+                plant(archived.host.log_dir.path(), &log_name(number), RECORD, DEAD, true);
+            }
+            let calls = worker.retention_stats();
+            pass(&mut worker);
+            assert!(worker.retention_stats() != calls, "{mode}");
+            let after = Census::take(&archived.host);
+            assert_eq!(
+                (before.fds, before.children, before.watches, before.cgroups),
+                (after.fds, after.children, after.watches, after.cgroups),
+                "{mode}"
+            );
+        }
+    });
 }
 
 #[test]
