@@ -1,8 +1,16 @@
-//! The readers of kernel files, for the fuzz targets only: no promise of stability.
+//! The readers of kernel files, and retention, for the fuzz targets only: no promise of stability.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use uuid::Uuid;
+
+use crate::logic::archive::{self, Outcome};
+use crate::logic::names::{self, LogName};
+use crate::logic::retention::{Bounds, FileSeen, LogFileSeen, Planner};
 use crate::logic::{cgroup_text, kernel_text};
+use crate::model::id::JobId;
+use crate::model::retention::LogState;
 use crate::model::usage::{CpuUsage, IoUsage, MemoryEvents};
 
 /// Mount point, root and whether it is read-only, of each.
@@ -61,4 +69,49 @@ pub fn io_stat(io_stat: &[u8]) -> Vec<IoUsage> {
 
 pub fn number(content: &[u8]) -> Option<u64> {
     cgroup_text::number(content)
+}
+
+/// The most of each that is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanBounds {
+    pub age_max_nanos: Option<u64>,
+    pub bytes_max: Option<u64>,
+    pub logs_max: Option<u64>,
+}
+
+/// A file of a log.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanFile {
+    pub log: u64,
+    /// Its number, if it was rotated.
+    pub rotated: Option<u64>,
+    pub bytes: u64,
+    pub changed_nanos: u64,
+    pub is_sealed: bool,
+    pub worker_lives: bool,
+}
+
+/// The logs that go, and their bytes, in this order.
+pub fn plan_logs(bounds: PlanBounds, files: &[PlanFile], now: u64) -> Vec<(u64, u64)> {
+    let age = bounds.age_max_nanos.map(Duration::from_nanos);
+    let mut planner = Planner::new(Bounds { age, bytes: bounds.bytes_max, logs: bounds.logs_max });
+    for file in files {
+        let job = JobId::from(Uuid::from_u128(u128::from(file.log)));
+        let log = names::log_name(&names::entry_name("fuzz", job));
+        let state = match (file.is_sealed, file.worker_lives) {
+            (true, _) => LogState::Sealed,
+            (false, true) => LogState::Live,
+            (false, false) => LogState::Leftover,
+        };
+        let seen = FileSeen { inode: 1, bytes: file.bytes, changed: file.changed_nanos };
+        planner.add(&LogName { log: &log, job, number: file.rotated }, LogFileSeen { file: seen, state, worker_lives: file.worker_lives });
+    }
+    let planned = std::iter::from_fn(|| planner.next(now));
+    planned.map(|doomed| (doomed.job.as_uuid().as_u128() as u64, doomed.bytes)).collect()
+}
+
+/// The size of the object that each file is stored as; `None` for one that is not.
+pub fn archive_report(report: &[u8], names: &[&str]) -> Vec<Option<u64>> {
+    let stored = |outcome| if let Outcome::Stored { object_bytes } = outcome { Some(object_bytes) } else { None };
+    archive::parse_report(report, names).outcomes.into_iter().map(stored).collect()
 }

@@ -16,14 +16,22 @@ use iron_exec::framing::{Ending, LineSplitter, Piece};
 use iron_exec::{OutputStream, Timestamp};
 
 mod kernel_files;
+mod retention;
 
 pub use kernel_files::kernel_files;
+pub use retention::{archive_report, retention};
 
 /// A fuzz target's name and body.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 3] = [("line_splitter", line_splitter), ("cri_codec", cri_codec), ("kernel_files", kernel_files)];
+pub const TARGETS: [Target; 5] = [
+    ("line_splitter", line_splitter),
+    ("cri_codec", cri_codec),
+    ("kernel_files", kernel_files),
+    ("retention", retention),
+    ("archive_report", archive_report),
+];
 
 /// The inputs that are kept for a target, with their paths, in no particular order.
 ///
