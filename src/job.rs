@@ -141,12 +141,20 @@ pub(crate) struct Job {
     oom_killed: bool,
     reports_queued: bool,
     ready_queued: bool,
-    hidden: bool,
-    /// Whether it is the worker's own: nobody knows it, and the worker says when it may go.
-    internal: bool,
+    sight: Sight,
     confirmed: bool,
     /// Whether the pidfd is kept after the reap: for signals to what is left of the process group.
     keeps_pidfd: bool,
+}
+
+/// In whose sight a job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sight {
+    Callers,
+    /// It is the worker's own, which says when it may go.
+    Workers,
+    /// It goes as soon as it can.
+    Nobodys,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -310,8 +318,7 @@ impl Job {
             oom_killed: false,
             reports_queued: false,
             ready_queued: false,
-            hidden: false,
-            internal: false,
+            sight: Sight::Callers,
             confirmed: false,
             keeps_pidfd: command.tree == TreePolicy::Wait,
         };
@@ -837,7 +844,7 @@ impl Job {
     /// Puts the job back into that queue if it has more to tell.
     pub(crate) fn queue_reports(&mut self, queues: &mut Queues) {
         let news = self.outputs.take_news();
-        if self.hidden || self.internal {
+        if self.sight != Sight::Callers {
             self.notices = 0;
             return;
         }
@@ -859,12 +866,12 @@ impl Job {
 
     /// Makes the job the worker's own: it tells nobody anything, and stays until it is hidden.
     pub(crate) fn make_internal(&mut self) {
-        self.internal = true;
+        self.sight = Sight::Workers;
         self.notices = 0;
     }
 
     pub(crate) fn is_internal(&self) -> bool {
-        self.internal
+        self.sight == Sight::Workers
     }
 
     /// When the job finished.
@@ -874,7 +881,7 @@ impl Job {
 
     /// Takes the job out of everybody's sight; it goes once nothing is left of it.
     pub(crate) fn hide(&mut self, queues: &mut Queues) {
-        self.hidden = true;
+        self.sight = Sight::Nobodys;
         self.notices = 0;
         queues.gone.push(self.key);
     }
@@ -890,7 +897,7 @@ impl Job {
     }
 
     pub(crate) fn is_hidden(&self) -> bool {
-        self.hidden
+        self.sight == Sight::Nobodys
     }
 
     /// The worker goes, although the job is not over: its streams end with what was read.
@@ -1013,7 +1020,7 @@ impl Job {
     fn reap_late(&mut self, lent: &mut Lent<'_>) {
         if self.is_finished() {
             self.reap_for_good(lent);
-            if self.hidden {
+            if self.is_hidden() {
                 lent.queues.gone.push(self.key);
             }
         }
@@ -1148,7 +1155,7 @@ impl Job {
         self.cgroup = None;
         if self.is_finished() {
             lent.deadlines.remove(&mut self.deadlines.tree, (self.key, Alarm::Tree));
-            if self.hidden {
+            if self.is_hidden() {
                 lent.queues.gone.push(self.key);
             }
             return;
@@ -1330,7 +1337,7 @@ impl Job {
         }
         lent.queues.unfinished = lent.queues.unfinished.saturating_sub(1);
         self.notices |= Notice::Over as u16;
-        if self.hidden {
+        if self.is_hidden() {
             lent.queues.gone.push(self.key);
         }
     }

@@ -7,7 +7,6 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -42,7 +41,7 @@ const REPORT_FD: i32 = 3;
 /// How long, at most, nothing is archived after it has failed.
 const ARCHIVE_WAIT_MAX: Duration = Duration::from_hours(1);
 
-/// Files that could not be deleted, or looked at, after which a pass is given up: where the directory cannot be written, none can.
+/// Files that could not be deleted after which a pass is given up: where the directory cannot be written, none can.
 const FAILURES_PER_PASS_MAX: usize = 16;
 
 /// Logs that a step forgets at the end of a pass.
@@ -96,7 +95,7 @@ impl ArchiveEnd {
 /// Deletes what is to go, a step at a time.
 #[derive(Debug)]
 pub(crate) struct Collector {
-    retention: Arc<Retention>,
+    retention: Retention,
     env_base: EnvBase,
     log_dir: PathBuf,
     pass: Option<Box<Pass>>,
@@ -119,7 +118,9 @@ struct Pass {
     doomed: VecDeque<Victim>,
     /// Logs of which something could not be deleted: the rest of them stays, too.
     spoiled: HashSet<JobId>,
+    /// How many files could not be deleted.
     failures: usize,
+    has_seen_all: bool,
     /// Whether what it has found was taken note of.
     is_counted: bool,
 }
@@ -158,7 +159,7 @@ struct Batch {
 impl Collector {
     pub(crate) fn new(retention: Retention, env_base: EnvBase, log_dir: &LogDir, now: Instant) -> Self {
         Self {
-            retention: Arc::new(retention),
+            retention,
             env_base,
             log_dir: log_dir.path().to_owned(),
             pass: None,
@@ -256,10 +257,11 @@ impl Collector {
                 };
             }
             Stage::Forgetting => {
-                if !pass.is_counted {
-                    pass.is_counted = true;
-                    (self.stats.logs, self.stats.bytes) = (pass.planner.logs(), pass.planner.bytes());
-                    step.forget_before = self.retention.age_max.and_then(|age| SystemTime::now().checked_sub(age));
+                if !std::mem::replace(&mut pass.is_counted, true) {
+                    if pass.has_seen_all {
+                        (self.stats.logs, self.stats.bytes) = (pass.planner.logs(), pass.planner.bytes());
+                    }
+                    step.forget_before = self.retention.age_max.and_then(|age| wall_time(wall_now).checked_sub(age));
                 }
                 return !pass.scan.forget(FORGOTTEN_PER_STEP) && !pass.planner.forget(FORGOTTEN_PER_STEP);
             }
@@ -269,7 +271,7 @@ impl Collector {
     }
 
     fn scan(&mut self, pass: &mut Pass, wall_now: u64, step: &mut Step) {
-        let Pass { scan, planner, failures, .. } = pass;
+        let Pass { scan, planner, .. } = pass;
         let stats = &mut self.stats;
         let more = scan.step(wall_now, |found| match found {
             Found::Log(name, seen) => {
@@ -277,14 +279,14 @@ impl Collector {
                 planner.add(&name, seen);
             }
             Found::Leftover(_) => stats.leftovers_sealed += 1,
-            Found::Failure(failure) => {
-                *failures += 1;
-                note(stats, failure);
-            }
+            Found::Failure(failure) => note(stats, failure),
         });
         pass.stage = match more {
             Ok(true) => return,
-            Ok(false) => Stage::ClearingLocks,
+            Ok(false) => {
+                pass.has_seen_all = true;
+                Stage::ClearingLocks
+            }
             Err(failure) => {
                 self.fail(failure);
                 Stage::Forgetting
@@ -445,6 +447,7 @@ impl Pass {
             doomed: VecDeque::new(),
             spoiled: HashSet::new(),
             failures: 0,
+            has_seen_all: false,
             is_counted: false,
         }
     }
@@ -513,12 +516,17 @@ impl Retention {
                 state: doomed.state,
                 files: doomed.files.len() as u64,
                 bytes: doomed.bytes,
-                finished: SystemTime::UNIX_EPOCH + Duration::from_nanos(doomed.changed),
+                finished: wall_time(doomed.changed),
                 reason: doomed.reason,
             });
         }
         Ok(plan)
     }
+}
+
+/// A time in nanoseconds since 1970 as the clock says it.
+fn wall_time(nanos: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos)
 }
 
 fn note(stats: &mut RetentionStats, failure: RetentionFailure) {

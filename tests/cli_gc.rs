@@ -194,5 +194,9 @@ fn what_cannot_be_done_is_said_with_a_code_of_its_own() {
     plant(directory.path(), 1, RECORD, true);
     let missing = run(gc(directory.path()).args(["--max-age", "0", "--archive-to", "s3://b", "--archive-program", "/nonexistent"]));
     assert!(missing.code == 1 && missing.err().contains("No such file"), "{missing:?}");
+    let json = run(gc(directory.path()).args(["--max-age", "0", "--json", "--archive-to", "s3://b", "--archive-program", "/nonexistent"]));
+    let failure = &json.json_lines()[0]["last_failure"];
+    assert_eq!((&failure["operation"], &failure["errno"]), (&"archiving".into(), &2.into()));
+    assert!(failure["message"].as_str().unwrap().contains("--archive-program names another"), "{failure}");
     assert_eq!(listing(directory.path()).len(), 1);
 }

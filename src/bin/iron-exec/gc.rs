@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::args::GcArgs;
 use crate::outlet::{Outlet, write_failure};
-use crate::report::{self, Fault, bytes, exit, quoted, quoted_path};
+use crate::report::{self, Fault, bytes, exit, in_options, quoted, quoted_path};
 use crate::signals::StopRequests;
 
 /// Failures that are named; of more it is said how many there were.
@@ -77,7 +77,7 @@ impl From<&RetentionFailure> for FailureLine {
             operation: failure.operation().to_owned(),
             path: failure.path().map(lossy),
             errno: failure.errno(),
-            message: failure.to_string(),
+            message: in_options(&failure.to_string()),
         }
     }
 }
@@ -121,7 +121,7 @@ fn retention(args: &GcArgs) -> Result<Retention, Fault> {
 
 /// Says what a pass would do.
 fn plan(args: &GcArgs, retention: &Retention, outlet: &mut Outlet) -> Result<u8, Fault> {
-    let plan = retention.plan(&args.log_dir).map_err(|failure| Fault::new(quoted(failure.to_string().as_bytes())))?;
+    let plan = retention.plan(&args.log_dir).map_err(|failure| Fault::new(message(&failure)))?;
     let now = SystemTime::now();
     if args.json {
         let report = PlanReport {
@@ -137,7 +137,7 @@ fn plan(args: &GcArgs, retention: &Retention, outlet: &mut Outlet) -> Result<u8,
         outlet.push(OutputStream::Stdout, plan_text(&plan, now).as_bytes());
     }
     for failure in plan.failures.iter().take(FAILURES_NAMED_MAX as usize) {
-        outlet.push_message(&quoted(failure.to_string().as_bytes()));
+        outlet.push_message(&message(failure));
     }
     Ok(if plan.failures.is_empty() { exit::SUCCESS } else { exit::NOT_ALL_WELL })
 }
@@ -159,7 +159,7 @@ fn collect(args: &GcArgs, retention: Retention, outlet: &mut Outlet) -> Result<u
         worker.turn(&mut events, Some(Duration::ZERO)).map_err(|error| failed(&error))?;
         let stats = worker.retention_stats();
         if let Some(failure) = stats.last_failure.filter(|_| stats.failures > failures && failures < FAILURES_NAMED_MAX) {
-            outlet.push_message(&quoted(failure.to_string().as_bytes()));
+            outlet.push_message(&message(&failure));
         }
         failures = stats.failures;
     }
@@ -260,6 +260,11 @@ fn age(log: &PlannedLog, now: SystemTime) -> String {
     let seconds = now.duration_since(log.finished).unwrap_or_default().as_secs();
     let text = humantime::format_duration(Duration::from_secs(seconds)).to_string();
     text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+/// A failure in one line, with our options in it.
+fn message(failure: &RetentionFailure) -> String {
+    quoted(in_options(&failure.to_string()).as_bytes())
 }
 
 fn count(number: u64, what: &str) -> String {

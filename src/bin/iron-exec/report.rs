@@ -60,8 +60,12 @@ pub(crate) fn with_causes(error: &dyn Error) -> String {
 
 /// A text of the library's, whose advice names methods, with the options in their place.
 pub(crate) fn in_options(text: &str) -> String {
-    const OPTIONS: [(&str, &str); 2] =
-        [("Builder::take_over_cgroup", "--take-over-cgroup"), ("Builder::enable_controllers", "--enable-controllers")];
+    const OPTIONS: [(&str, &str); 4] = [
+        ("Builder::take_over_cgroup", "--take-over-cgroup"),
+        ("Builder::enable_controllers", "--enable-controllers"),
+        ("Archive::program", "--archive-program"),
+        ("Archive::timeout", "--archive-timeout"),
+    ];
     OPTIONS.into_iter().fold(text.to_owned(), |text, (method, option)| text.replace(method, option))
 }
 
