@@ -364,7 +364,7 @@ impl Collector {
         let mut command = Command::new(&archive.program)
             .args(["archive", "--to", &archive.url, "--directory"])
             .arg(&self.log_dir)
-            .args(if archive.compress { &["--compress", "zstd"][..] } else { &[] })
+            .args(["--compress", if archive.compress { "zstd" } else { "none" }])
             .args(["--report-fd", &REPORT_FD.to_string(), "--files0-from", "-"])
             .stdin_bytes(names)
             .fd(REPORT_FD, report)

@@ -744,7 +744,8 @@ fn with_an_archive_a_log_is_stored_before_it_goes() {
     assert_eq!(fs::read_to_string(archived.store.path().join(log_name(3))).unwrap(), format!("{RECORD}3\n"));
     let directory = archived.host.log_dir.path().to_str().unwrap();
     let expected =
-        ["archive", "--to", "s3://bucket/prefix", "--directory", directory, "--report-fd", "3", "--files0-from", "-"].map(str::to_owned);
+        ["archive", "--to", "s3://bucket/prefix", "--directory", directory, "--compress", "none", "--report-fd", "3", "--files0-from", "-"]
+            .map(str::to_owned);
     assert_eq!(archived.calls_args(), expected);
     assert_eq!(archived.host.cgroups(), Vec::<String>::new());
 }

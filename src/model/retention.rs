@@ -136,7 +136,7 @@ impl Retention {
 /// worker. It is called as
 ///
 /// ```text
-/// PROGRAM archive --to URL --directory LOG_DIR [--compress zstd] --report-fd 3 --files0-from -
+/// PROGRAM archive --to URL --directory LOG_DIR --compress zstd|none --report-fd 3 --files0-from -
 /// ```
 ///
 /// and gets the names of up to 64 files on its stdin, each with a NUL byte behind it. To descriptor 3 it writes one line for each file that it has

@@ -12,6 +12,8 @@ use iron_exec::{
     WhenFull, Worker,
 };
 
+#[cfg(feature = "s3")]
+use crate::archive::Target;
 use crate::limits::{self, CpuMax};
 
 const RUN_EXIT_CODES: &str = "\
@@ -130,6 +132,44 @@ Exit codes:
   125      iron-exec itself failed: bad options, no log directory, ...
   141      whoever read our output has gone";
 
+#[cfg(feature = "s3")]
+const ARCHIVE_LONG: &str = "\
+Store sealed logs in S3-compatible storage. Nothing is deleted here.
+
+Each FILE becomes the object PREFIX/FILE, or PREFIX/FILE.zst if it is compressed. It must be a regular file of ours with one name that nobody can \
+write (mode 0400, as logs are when their job has ended). It is reported as stored only when the object was seen to hold its bytes: the server checks \
+the SHA-256 of what it is sent, the object's size is asked for, and the object is read back, or, above --read-back-max, the SHA-256 that the server \
+itself has of it is compared; a server that has none is read back all the same. At the end the file must be the one that it was at the start.
+
+An object that is there already with the same bytes counts as stored, and is not sent again. One with other bytes is never replaced: the file gets \
+the key PREFIX/FILE.HHHHHHHHHHHHHHHH[.zst], with the first digits of the object's SHA-256. In keys, `%`, control characters and what is no UTF-8 appear \
+as %XX. Objects have the metadata sha256 (of the object), original-size and original-sha256 (of the file).
+
+The report has one line for each file, with tabs between its fields:
+  stored  BYTES  SHA256  FILE      the object's size and SHA-256
+  failed  REASON  FILE
+
+The environment says where the storage is, and who we are: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL, \
+AWS_ALLOW_HTTP=true (for an http:// endpoint), SSL_CERT_FILE, HTTPS_PROXY, AWS_VIRTUAL_HOSTED_STYLE_REQUEST, AWS_CONDITIONAL_PUT=disabled (for a server that knows no \
+If-None-Match), AWS_TIMEOUT (of one request), AWS_WEB_IDENTITY_TOKEN_FILE, AWS_ROLE_ARN and so on; profiles in ~/.aws are not read. The credentials must allow s3:PutObject, \
+s3:GetObject, s3:ListBucket and s3:AbortMultipartUpload.
+
+SIGINT (Ctrl-C), SIGTERM, SIGHUP and SIGQUIT end it: what is not stored yet is reported as failed, and unfinished uploads are removed; the second one \
+ends it at once. Who is killed cannot clean up: let a lifecycle rule of the bucket remove unfinished uploads.
+
+Examples:
+  iron-exec archive --to s3://logs/host-7 --directory /var/log/jobs make_0190d3b1-7c8a-7def-8123-456789abcdef.log
+  iron-exec archive --to s3://logs/host-7 --compress none /var/log/jobs/*.log
+  find . -name '*.log' -perm 0400 -printf '%f\\0' | iron-exec archive --to s3://logs --files0-from - --report-fd 3 3>report";
+
+#[cfg(feature = "s3")]
+const ARCHIVE_EXIT_CODES: &str = "\
+Exit codes:
+  0        every file is stored
+  1        some are not; the report and stderr say why
+  125      nothing could be done: bad options, no credentials, no directory, no report, ...
+  141      whoever read the report has gone";
+
 /// Runs Linux processes from one thread: started into cgroups, watched by pidfd, logged line by line.
 #[derive(Debug, Parser)]
 #[command(
@@ -162,6 +202,14 @@ pub(crate) enum Tool {
     Gc(GcArgs),
     /// Say what this machine can do, what is missing, and how to get it
     Info(InfoArgs),
+    /// Store sealed logs in S3-compatible storage
+    #[cfg(feature = "s3")]
+    #[command(long_about = ARCHIVE_LONG, after_help = ARCHIVE_EXIT_CODES)]
+    Archive(ArchiveArgs),
+    /// Not in this build: it takes what it would take otherwise, and says so
+    #[cfg(not(feature = "s3"))]
+    #[command(hide = true, disable_help_flag = true)]
+    Archive(AbsentArgs),
 }
 
 #[derive(Debug, Args)]
@@ -317,6 +365,64 @@ pub(crate) struct InfoArgs {
 
     #[command(flatten)]
     pub(crate) worker: WorkerArgs,
+}
+
+#[cfg(feature = "s3")]
+#[derive(Debug, Args)]
+pub(crate) struct ArchiveArgs {
+    /// The bucket, and what the keys in it begin with
+    #[arg(long, value_name = "s3://BUCKET/PREFIX")]
+    pub(crate) to: Target,
+
+    /// The directory of the files
+    #[arg(long, value_name = "DIRECTORY", default_value = ".")]
+    pub(crate) directory: PathBuf,
+
+    /// How to compress what is stored
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = CompressName::Zstd)]
+    pub(crate) compress: CompressName,
+
+    /// Write the report to this descriptor instead of stdout
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
+    pub(crate) report_fd: Option<i32>,
+
+    /// Try a request up to N times again when the server fails or cannot be reached, with growing pauses
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub(crate) retries: u32,
+
+    /// Give a file up after this time in all, for instance `90s` or `2h`
+    #[arg(long, value_name = "TIME", value_parser = positive_duration, default_value = "1h")]
+    pub(crate) timeout: Duration,
+
+    /// Read objects up to this size back after sending them: bytes, with K, M, G or T for powers of 1024
+    #[arg(long, value_name = "SIZE", value_parser = limits::bytes_or_max, default_value = "64M")]
+    pub(crate) read_back_max: u64,
+
+    /// Read names of more files from stdin (`-`), each with a NUL after it
+    #[arg(long, value_name = "-", value_parser = ["-"], allow_hyphen_values = true)]
+    pub(crate) files0_from: Option<String>,
+
+    /// The files: names in --directory, or paths from there
+    #[arg(value_name = "FILE", required_unless_present = "files0_from")]
+    pub(crate) files: Vec<OsString>,
+}
+
+/// How objects are compressed.
+#[cfg(feature = "s3")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CompressName {
+    /// With zstd; keys end with `.zst`
+    Zstd,
+    /// Not at all
+    None,
+}
+
+/// Whatever is given to a command that this build does not have.
+#[cfg(not(feature = "s3"))]
+#[derive(Debug, Args)]
+pub(crate) struct AbsentArgs {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    pub(crate) rest: Vec<OsString>,
 }
 
 /// What every job of a worker has in common.
@@ -759,6 +865,12 @@ fn point_in_time(text: &str) -> Result<SystemTime, String> {
     Ok(SystemTime::now().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH))
 }
 
+/// As [`duration`], but more than nothing.
+#[cfg(feature = "s3")]
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    duration(text).and_then(|time| if time.is_zero() { Err("it is no time at all: give more".to_owned()) } else { Ok(time) })
+}
+
 fn rung_named(name: &str) -> Rung {
     Rung::ALL.into_iter().find(|rung| rung.as_str() == name).unwrap_or(Rung::Fork)
 }
@@ -832,6 +944,13 @@ mod tests {
         }
         let Tool::Run(args) = Cli::try_parse_from(["iron-exec", "run", "true"]).unwrap().tool else { panic!("it is a run") };
         assert!(args.job.limits.limits().is_empty());
+    }
+
+    #[cfg(not(feature = "s3"))]
+    #[test]
+    fn a_command_that_is_not_in_this_build_takes_whatever_it_is_given() {
+        let cli = Cli::try_parse_from(["iron-exec", "archive", "--to", "s3://logs", "--help", "a", "--", "b"]).unwrap();
+        assert!(matches!(cli.tool, Tool::Archive(_)), "main says what is to be done");
     }
 
     #[test]

@@ -84,6 +84,12 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     }
 }
 
+/// A number of bytes: `64M`, or `max` for any number.
+#[cfg(feature = "s3")]
+pub(crate) fn bytes_or_max(text: &str) -> Result<u64, String> {
+    size(text).ok_or_else(|| "give bytes, with K, M, G or T for powers of 1024 (64M), or max".to_owned())
+}
+
 /// The most processes: a number or `max`.
 pub(crate) fn pids_max(text: &str) -> Result<u64, String> {
     let pids = count_or_max(text)?;

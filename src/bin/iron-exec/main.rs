@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "s3")]
+mod archive;
 mod args;
 mod batch;
 mod gc;
@@ -41,6 +43,12 @@ fn main() -> ExitCode {
         Tool::Logs(args) => logs::run(args),
         Tool::Gc(args) => gc::run(args),
         Tool::Info(args) => info::run(args),
+        #[cfg(feature = "s3")]
+        Tool::Archive(args) => archive::run(args),
+        #[cfg(not(feature = "s3"))]
+        Tool::Archive(_) => Err(report::Fault::new(
+            "this iron-exec was built without the feature `s3`, so it cannot archive: build it with `cargo build --release --features s3`",
+        )),
     };
     ExitCode::from(code.unwrap_or_else(|fault| {
         report::complain(&fault.to_string());
