@@ -143,7 +143,7 @@ fn the_last_lines_or_what_is_not_older_are_printed_alone_also_of_a_rotated_log()
     let host = Host::new();
     let log = rotated_log(&host);
     let ran = logs(&["--tail", "120"], &log);
-    let expected: String = (1380..1500).map(|number| format!("line {number}\n")).collect();
+    let expected: String = (1380..1500).map(|number| format!("line {number}\n")).collect::<Vec<_>>().concat();
     assert_eq!((ran.code, ran.out(), ran.err()), (0, expected, String::new()));
     assert_eq!(logs(&["--tail", "0"], &log).stdout, b"");
     assert_eq!(logs(&["--tail", "2", "--stream", "stderr"], &log).stdout, b"");
@@ -151,7 +151,7 @@ fn the_last_lines_or_what_is_not_older_are_printed_alone_also_of_a_rotated_log()
     assert_eq!(logs(&["--since", "10m"], &log).out().lines().last(), Some("line 1499"));
     let later = host.log_dir.path().join("later.log");
     let record = |second: u64| format!("2026-01-02T03:04:{second:02}.000000000Z stdout F {second}\n");
-    fs::write(&later, (0..60).map(record).collect::<String>()).unwrap();
+    fs::write(&later, (0..60).map(record).collect::<Vec<_>>().concat()).unwrap();
     assert_eq!(logs(&["--since", "2026-01-02T03:04:58Z"], &later).out(), "58\n59\n");
     assert_eq!(logs(&["--since", "2026-01-02 03:04:58.5"], &later).out(), "59\n");
     assert_eq!(logs(&["--since", "1s"], &later).out(), "");

@@ -602,7 +602,7 @@ mod tests {
             let line = log.strip_suffix(b"\n").unwrap();
             let (time, stream, partial, content) = fluent_bit(line).unwrap();
             assert_eq!((time, stream, partial), (&b"2026-11-23T03:26:58.123456789+00:00"[..], OutputStream::Stdout, false));
-            assert_eq!(kubelet(line), Some((time, &b"stdout"[..], partial, content)));
+            assert_eq!(kubelet(line), Some([time, b"stdout", b"F", content]));
             let mut forged = Vec::new();
             encode(&mut forged, NOON_TEXT, OutputStream::Stdout, Piece { bytes: content, ending: Ending::Newline });
             assert!(matches!(Decoder::new().decode(&forged), Decoded::Record { content: found, .. } if found == content));
@@ -658,8 +658,8 @@ mod tests {
         assert_eq!((malformed, rest), (2, &b""[..]));
     }
 
-    /// What kubelet's `parseCRILog` makes of a line: time, stream, whether it is partial, content.
-    fn kubelet(line: &[u8]) -> Option<(&[u8], &[u8], bool, &[u8])> {
+    /// What kubelet's `parseCRILog` makes of a line: time, stream, tag, content.
+    fn kubelet(line: &[u8]) -> Option<[&[u8]; 4]> {
         static TIME: LazyLock<Regex> = LazyLock::new(|| {
             // `time.RFC3339Nano`, as Go parses it.
             Regex::new(r"(?-u)^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$").unwrap()
@@ -668,7 +668,7 @@ mod tests {
         let (time, stream, tags, content) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
         let tag = tags.split(|byte| *byte == b':').next()?;
         let is_record = TIME.is_match(time) && [&b"stdout"[..], b"stderr"].contains(&stream) && [&b"P"[..], b"F"].contains(&tag);
-        is_record.then_some((time, stream, tag == b"P", content))
+        is_record.then_some([time, stream, tag, content])
     }
 
     /// What fluent-bit reads records with. Its time is greedy: content with ` stdout F ` in it leads it astray, so the tests leave that out.
