@@ -134,8 +134,8 @@ fn rotated_log(host: &Host) -> PathBuf {
     let script = "i=1000; while [ $i -lt 1500 ]; do echo line $i; i=$((i+1)); done";
     let options = ["--log-max-bytes", "4096", "--log-files", "3", "--quiet"];
     assert_eq!(run(tool(host, "run").args(options).args(["--", "sh", "-c", script])).code, 0);
-    let newest = host.logs().into_iter().find(|name| name.ends_with(".log")).expect("a log");
-    host.log_dir.path().join(newest)
+    let mut paths = host.logs().into_iter().map(|name| host.log_dir.path().join(name));
+    paths.find(|path| path.extension() == Some("log".as_ref())).expect("a log")
 }
 
 #[test]

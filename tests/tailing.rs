@@ -969,9 +969,8 @@ fn open_path(path: &Path, options: &ReadOptions) -> Vec<Heard> {
 fn fifty_followers_and_fifty_streams_of_a_log_that_is_rotated_under_load_hear_every_byte() {
     for format in FORMATS {
         let host = Host::new();
-        let mut worker =
-            host.builder().log_format(format).log_policy(LogPolicy::new().bytes_max(20_000).files_max(10_000)).build().unwrap();
-        let expected: String = (0..20_000).map(|number| format!("line {number}\n")).collect::<Vec<_>>().concat();
+        let mut worker = host.builder().log_format(format).log_policy(LogPolicy::new().bytes_max(8192).files_max(10_000)).build().unwrap();
+        let expected: String = (0..6000).map(|number| format!("line {number}\n")).collect::<Vec<_>>().concat();
         let (job, mut stdin) = start_cat(&mut worker, cat());
         let log = log_of(&worker, job);
         let followers: Vec<_> = (0..50).map(|_| follow_in_thread(&log, ReadOptions::new())).collect();
