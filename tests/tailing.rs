@@ -584,6 +584,33 @@ fn a_strangers_file_among_those_of_a_log_is_not_read() {
     assert_eq!(hear_now(&mut reader), [COMPLETE]);
 }
 
+#[test]
+fn marks_and_names_that_make_no_sense_are_read_without_harm() {
+    for (number, start) in [(u64::MAX, u64::MAX), (2, u64::MAX), (1, 5), (0, 0), (3, 0)] {
+        let (mut writer, _) = ten_lines(LogFormat::Cri, &[4]);
+        writer.mark(&writer.newest, number.max(2), start);
+        File::create_new(writer.directory.path().join(format!("{LOG}.{}", u64::MAX))).unwrap().write_all(b"no record\n").unwrap();
+        File::create_new(writer.directory.path().join(format!("{LOG}.{}", u64::MAX - 1))).unwrap().write_all(b"no record\n").unwrap();
+        for position in
+            [LogPosition::Start, LogPosition::End, LogPosition::Offset(u64::MAX), LogPosition::LastLines(7), LogPosition::Since(at(3))]
+        {
+            for follows in [false, true] {
+                let options = from(position);
+                let path = writer.path();
+                let opened = if follows { LogReader::follow_with(path, &options) } else { LogReader::open_with(path, &options) };
+                let heard = hear_now(&mut opened.unwrap());
+                assert!(follows || matches!(heard.last(), Some(End(_))), "{position:?}: {heard:?}");
+            }
+        }
+        writer.write(10, Stdout, "line 10\n");
+        writer.seal();
+        // A file of a stranger, if it stands behind all others, ends with the worker at the latest.
+        writer.lock = None;
+        let heard = hear_now(&mut LogReader::follow(writer.path()).unwrap());
+        assert!(matches!(heard.last(), Some(End(_))), "{heard:?}");
+    }
+}
+
 // Faults.
 
 #[test]

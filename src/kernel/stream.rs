@@ -320,9 +320,14 @@ impl LogStream {
         self.buffer.get(range).unwrap_or_default()
     }
 
+    /// Where in the log the next read begins. What a mark says of the start is not to be trusted with a sum.
+    fn read_at(&self) -> u64 {
+        self.place.start.saturating_add(self.position)
+    }
+
     /// Where in the log the unread bytes begin.
     fn unread_at(&self) -> u64 {
-        self.place.start + self.position - self.unread.len() as u64
+        self.read_at() - self.unread.len() as u64
     }
 
     /// Moves on until there is something to show (or the end: `shown` stays empty).
@@ -458,7 +463,7 @@ impl LogStream {
 
     /// How much may be read now, and whether the log has ended; `None` if there is nothing more yet. The task is woken when there is.
     fn look_at_progress(&mut self, cx: Option<&mut Context<'_>>) -> Option<(u64, bool)> {
-        let offset = self.place.start + self.position;
+        let offset = self.read_at();
         let Source::Live { progress, id, told, is_measured } = &mut self.source else { return Some((u64::MAX, false)) };
         // Once it has ended its length is final: look in this order.
         let look = || (progress.ended.load(Ordering::SeqCst), progress.length.load(Ordering::SeqCst));
@@ -528,14 +533,14 @@ impl LogStream {
 
     /// Goes on with the next file. Notes what is missing between the two.
     fn go_on_with(&mut self, next: Part) {
-        let end = self.place.start + self.position;
+        let end = self.read_at();
         if !self.unread.is_empty() {
             // What is torn in the middle of a log is told.
             self.note_malformed();
         }
         // A file that stands for others which were dropped has said what is missing, unless more of them were dropped since.
         let is_told = self.is_gap_told && rustix::fs::fstat(&self.file).is_ok_and(|stat| stat.st_nlink > 0);
-        if next.number > self.place.number + 1 && !is_told {
+        if next.number - 1 > self.place.number && !is_told {
             let (bytes, kind) = match next.start {
                 Some(start) => (start.saturating_sub(end), GapKind::Files),
                 None => (0, GapKind::UncountedFiles),

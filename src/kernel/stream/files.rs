@@ -105,7 +105,7 @@ impl LogFiles {
     /// The file that comes after `number`, or the first that is left of those that do; `None` if there is none. Not to be asked before file `number` was seen
     /// to be no longer the newest.
     pub(crate) fn after(&self, number: u64) -> io::Result<Option<Part>> {
-        let next = number + 1;
+        let Some(next) = number.checked_add(1) else { return Ok(None) };
         for _ in 0..LOOK_TRIES {
             if let Some(part) = self.open_full(next)? {
                 return Ok(Some(part));
@@ -143,7 +143,8 @@ impl LogFiles {
             // A mark in a table may be that of the file before: it is written a moment later. Or the newest file has just been rotated.
             let former = rustix::fs::fstat(&former.file)?;
             if inode(&former) != newest {
-                place = Some(Place { number: marked.number + 1, start: marked.start + former.st_size as u64 });
+                let start = marked.start.saturating_add(former.st_size as u64);
+                place = Some(Place { number: marked.number.saturating_add(1), start });
             }
         }
         if place == Some(Place::FIRST) {
@@ -159,10 +160,10 @@ impl LogFiles {
                 break;
             }
             let start = part.start.unwrap_or(end);
-            end = start + stat.st_size as u64;
+            end = start.saturating_add(stat.st_size as u64);
             places.push(Place { number, start });
         }
-        let number = places.last().map_or(1, |last| last.number + 1);
+        let number = places.last().map_or(1, |last| last.number.saturating_add(1));
         places.push(place.unwrap_or(Place { number, start: end }));
         Ok(places)
     }

@@ -207,7 +207,7 @@ impl Tail {
         let was_seen = std::mem::replace(&mut self.seen[stream as usize], true);
         if let Some((before, end)) = self.before {
             // Only the pieces of the other stream's line are still looked for.
-            let offset = at.0.start + at.1;
+            let offset = at.0.start.saturating_add(at.1);
             if end.saturating_sub(offset) > OTHER_STREAM_BYTES_MAX || (stream != before && !is_partial) {
                 return ControlFlow::Break(());
             }
@@ -220,7 +220,7 @@ impl Tail {
         if !is_partial || !was_seen {
             if self.found == self.wanted {
                 let other = 1 - stream as usize;
-                self.before = self.begin.map(|(place, position)| (stream, place.start + position));
+                self.before = self.begin.map(|(place, position)| (stream, place.start.saturating_add(position)));
                 let is_other_cut = self.select == StreamSelect::Both && self.seen[other];
                 return if is_other_cut { ControlFlow::Continue(()) } else { ControlFlow::Break(()) };
             }
