@@ -28,7 +28,7 @@
 //!
 //! - [`Command`]: everything about the process to be. [`Builder`]: everything about the worker.
 //! - [`Worker::run_job`], [`Worker::wait`], [`Worker::follow`] for simple programs; [`Worker::turn`] and [`Events`] for hosts of many jobs.
-//! - [`LogStream`]: a job's exact output while it runs; [`LogReader`]: a log file from another process, or long after.
+//! - [`LogStream`]: a job's exact output while it runs; [`LogReader`]: a log file from another process, or long after; [`ReadOptions`]: from where.
 //! - [`Worker`] is [`AsFd`](std::os::fd::AsFd): put it into the loop that you have.
 //! - [`Retention`]: how long logs are kept, and where they are stored before they go.
 //! - [`framing`]: the line splitter and the log format by themselves.

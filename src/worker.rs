@@ -288,7 +288,8 @@ impl Worker {
         self.table.by_id(job).ok_or(StreamError::NotFound { job })?.stream(options, &self.reactor.log_dir, &self.reactor.watcher)
     }
 
-    /// A job's output as a blocking reader, which turns the loop while it waits. Events are kept for the next [`turn`](Self::turn).
+    /// A job's output as a blocking reader, which turns the loop while it waits. Events are kept for the next [`turn`](Self::turn). A read fails where something
+    /// in the log is to be told ([`StreamError::is_passable`]); the next one goes on behind it.
     ///
     /// # Errors
     /// As [`stream`](Self::stream).

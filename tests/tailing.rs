@@ -1101,6 +1101,54 @@ fn a_log_is_followed_from_another_process_through_rotation() {
 }
 
 #[test]
+fn where_names_are_not_exchanged_in_one_step_a_log_is_opened_and_followed_all_the_same() {
+    isolated("where_names_are_not_exchanged_in_one_step_a_log_is_opened_and_followed_all_the_same", || {
+        let host = Host::new();
+        let mut worker = host.builder().log_policy(small_files(10_000)).build().unwrap();
+        let (job, mut stdin) = start_cat(&mut worker, cat());
+        let log = log_of(&worker, job);
+        let expected = (0..8000).map(|number| format!("line {number}\n")).collect::<Vec<_>>().concat();
+        let mut live = worker.stream(job).unwrap();
+        let follower = follow_in_thread(&log, ReadOptions::new());
+        // One after the other is opened while it is being rotated.
+        let openers = thread::spawn({
+            let (log, expected) = (log.clone(), expected.clone());
+            move || {
+                loop {
+                    let heard = open_path(&log, &ReadOptions::new());
+                    match &heard[..] {
+                        [End(LogEnd::Unfinished)] => {}
+                        [Heard::Text(text), End(LogEnd::Unfinished)] => assert!(expected.starts_with(text.as_str())),
+                        [Heard::Text(text), COMPLETE] => return assert!(*text == expected),
+                        other => panic!("{:?}", &other[1..]),
+                    }
+                }
+            }
+        });
+        let feeder = thread::spawn({
+            let expected = expected.clone();
+            move || stdin.write_all(expected.as_bytes()).unwrap()
+        });
+        refuse_renameat2();
+        assert!(finish(&mut worker, job).output.rotations > 20);
+        feeder.join().unwrap();
+        assert!(stream_now(&mut live) == [text(&expected), COMPLETE]);
+        assert!(follower.recv_timeout(DEADLINE).expect("the log ends") == [text(&expected), COMPLETE]);
+        openers.join().unwrap();
+    });
+}
+
+/// From now on renameat2(2) says EINVAL in this thread, as file systems do that cannot exchange names.
+fn refuse_renameat2() {
+    use seccompiler::{SeccompAction, SeccompFilter};
+    const RENAMEAT2: i64 = if cfg!(target_arch = "x86_64") { 316 } else { 276 };
+    let arch = std::env::consts::ARCH.try_into().unwrap();
+    let filter = SeccompFilter::new([(RENAMEAT2, vec![])].into(), SeccompAction::Allow, SeccompAction::Errno(22), arch).unwrap();
+    let program: seccompiler::BpfProgram = filter.try_into().unwrap();
+    seccompiler::apply_filter(&program).unwrap();
+}
+
+#[test]
 fn a_log_that_drops_its_middle_gives_its_beginning_a_counted_gap_and_its_end() {
     let host = Host::new();
     let policy = small_files(3).when_full(WhenFull::DropMiddle);
