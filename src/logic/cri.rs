@@ -36,8 +36,9 @@
 //!             }
 //!             input = &input[len..];
 //!         }
-//!         Decoded::Malformed { len } => input = &input[len..], // not a record: skip the line
-//!         Decoded::Incomplete => break,                        // read more
+//!         Decoded::Dropped { len, .. } => input = &input[len..], // says that output is missing
+//!         Decoded::Malformed { len } => input = &input[len..],   // not a record: skip the line
+//!         Decoded::Incomplete => break,                          // read more
 //!     }
 //! }
 //! assert_eq!(bytes, b"hello\nworld\n");
