@@ -494,6 +494,25 @@ fn without_attributes_logs_are_known_when_their_worker_has_ended_until_the_last_
     assert_eq!(names(directory), BTreeSet::from([log_name(1)]));
 }
 
+#[test]
+fn without_attributes_rotated_files_go_with_their_log() {
+    let Some(disk) = PlainDisk::mount() else { return };
+    let (host, directory) = (Host::new(), disk.0.path());
+    let policy = LogPolicy::new().bytes_max(4096).files_max(100);
+    let mut first = host.builder().log_dir(directory).log_policy(policy).build().unwrap();
+    let status = first.run_job(Command::shell("i=0; while [ $i -lt 500 ]; do echo line $i; i=$((i + 1)); done")).unwrap();
+    assert!(status.success());
+    drop(first);
+    let files = names(directory).len() as u64 - 1;
+    assert!(files > 5, "{files}");
+    let mut worker = host.builder().log_dir(directory).retention(everything()).build().unwrap();
+    let stats = pass(&mut worker);
+    assert_eq!((stats.logs_deleted, stats.files_deleted, stats.logs, stats.failures), (1, files, 0, 0));
+    pass(&mut worker);
+    drop(worker);
+    assert!(names(directory).is_empty());
+}
+
 // A directory that others can write.
 
 #[test]

@@ -445,7 +445,11 @@ impl LogScan {
                 let text = value.get(..length).and_then(|text| std::str::from_utf8(text).ok());
                 Ok(text.and_then(Mark::decode).map(|mark| (mark, false)))
             }
-            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE) => Ok(self.tabled.get(name).map(|mark| (*mark, true))),
+            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE) => {
+                // A file that was rotated was marked under the log's own name, before that.
+                let of_log = || LogName::parse(name).and_then(|parsed| self.tabled.get(parsed.log));
+                Ok(self.tabled.get(name).or_else(of_log).map(|mark| (*mark, true)))
+            }
             Err(errno) => Err(errno.into()),
         }
     }
