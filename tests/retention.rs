@@ -125,11 +125,12 @@ fn finished_logs_go_with_their_jobs_once_they_are_too_old() {
     let host = Host::new();
     let mut worker = worker_with(&host, Retention::new().age_max(Duration::from_millis(300)).every(Duration::from_millis(20)));
     let (live, stdin) = start_cat(&mut worker);
+    let began = Instant::now();
     let job = worker.start(Command::shell("echo hello")).unwrap();
     let log = finish(&mut worker, job).log.unwrap();
-    let ended = Instant::now();
     turn_until(&mut worker, |worker, _| worker.retention_stats().logs_deleted == 1);
-    assert!(ended.elapsed() >= Duration::from_millis(200), "it was kept for a while");
+    // The clock of the file system may be a tick late.
+    assert!(began.elapsed() >= Duration::from_millis(250), "it was kept for a while");
     assert!(!log.exists());
     assert!(matches!(worker.query(job), Err(JobError::NotFound { .. })));
     assert_eq!(worker.jobs(), [live]);
@@ -622,7 +623,7 @@ fn a_descriptor_of_retention_is_open_only_during_a_pass_and_none_is_left() {
 fn the_descriptor_speaks_up_for_a_pass_and_is_quiet_in_between() {
     let host = Host::new();
     plant(host.log_dir.path(), &log_name(1), RECORD, DEAD, true);
-    let mut worker = worker_with(&host, everything().every(Duration::from_secs(2)));
+    let mut worker = worker_with(&host, everything().every(Duration::from_secs(4)));
     let mut events = iron_exec::Events::new();
     let is_readable = |worker: &Worker, timeout: Duration| {
         let timeout = Timespec::try_from(timeout).unwrap();
