@@ -176,10 +176,7 @@ impl Outputs {
         {
             output.is_gathering = true;
             lent.deregister(output.fd.as_fd());
-            let due = lent.now + wait;
-            if self.gather.due().is_none_or(|earlier| due < earlier) {
-                lent.deadlines.arm(&mut self.gather, due, (self.key, Alarm::Gather));
-            }
+            lent.deadlines.arm_sooner(&mut self.gather, lent.now + wait, (self.key, Alarm::Gather));
             return;
         }
         output.readable = true;

@@ -84,7 +84,7 @@ impl Reactor {
             woken: false,
             timer,
             timer_at: None,
-            deadlines: DeadlineQueue::new(),
+            deadlines: DeadlineQueue::new(Instant::now()),
             next_look: None,
             errand_at: None,
             watcher,
