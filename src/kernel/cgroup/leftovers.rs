@@ -174,7 +174,9 @@ impl CgroupTree {
         // Not before all jobs are listed: a worker locks its lock before it makes one, so a lock that is free by then is not that of a new worker with jobs.
         for (name, worker) in locks {
             match lock(self.directory.as_fd(), &name, FlockOperation::NonBlockingLockShared) {
-                Ok(Some(_)) => found.dead.push((name, worker)),
+                Ok(Some(directory)) if is_same(self.directory.as_fd(), &name, &directory) => found.dead.push((name, worker)),
+                // It was removed, and let go of, since it was listed: its worker has ended in order, and left nothing.
+                Ok(Some(_)) => {}
                 Ok(None) => found.live.push(worker),
                 Err(error) if is_gone(&error) => {}
                 Err(error) => return Err(error),
