@@ -70,10 +70,10 @@ struct Bounds {
     earlier: VecDeque<EarlierFile>,
     /// The place of the file that is being written.
     place: Place,
-    /// How many of the job's own bytes are in it.
-    content_bytes: u64,
-    /// The job's bytes that were dropped since the log last said so, and why.
-    missing: (u64, Reason),
+    /// What is in it.
+    held: FileContent,
+    /// The job's bytes that were dropped since the log last said so.
+    missing: Missing,
     /// What is dropped because the log is full: its end, or its middle.
     cut: Option<Cut>,
     bucket: Option<Bucket>,
@@ -90,7 +90,27 @@ struct Bounds {
 struct EarlierFile {
     place: Place,
     inode: Inode,
+    held: FileContent,
+}
+
+/// What is in a file of the log.
+#[derive(Clone, Copy, Debug, Default)]
+struct FileContent {
+    /// How many of the job's own bytes.
     content_bytes: u64,
+    /// How many bytes it says are missing.
+    missing_bytes: u64,
+    /// The time of its first record.
+    began: Timestamp,
+}
+
+/// Bytes of the job that are not in the log, which does not say so yet.
+#[derive(Clone, Copy, Debug)]
+struct Missing {
+    bytes: u64,
+    reason: Reason,
+    /// When the last of them were read: later than all that is in the log, earlier than all that comes.
+    time: Timestamp,
 }
 
 /// What of a log is cut away because it is full.
@@ -315,7 +335,7 @@ impl Log {
     /// The log is complete: tells its readers, and seals it. A log that was deleted or replaced by somebody has no seal to get.
     pub(crate) fn seal(&mut self, count: &mut OutputCount, lent: &mut Lent<'_>) -> LogNews {
         let mut news = self.give_up(count, lent);
-        self.say_last_word(count, lent);
+        news |= self.say_last_word(count, lent);
         if self.is_direct {
             count.stdout_bytes = self.file.look_at_length(lent.log_dir.as_fd()).unwrap_or(count.stdout_bytes);
         }
@@ -448,7 +468,7 @@ impl Log {
         } else {
             let (written, outcome) = self.put(&[&*word, records].concat(), content_bytes, count, lent);
             if let Some(bounds) = self.bounds.as_mut().filter(|_| written >= word.len()) {
-                bounds.missing.0 = 0;
+                bounds.missing.bytes = 0;
             }
             (written.saturating_sub(word.len()), outcome)
         };
@@ -488,8 +508,18 @@ impl Log {
             if let Err(refusal) = done {
                 return (written, Err(refusal));
             }
-            if let Some(bounds) = &mut self.bounds {
-                bounds.content_bytes += if part.len() == records.len() { content_bytes } else { content_of(part, self.format) };
+            if let Some(bounds) = self.bounds.as_mut().filter(|_| !part.is_empty()) {
+                bounds.held.content_bytes += if part.len() == records.len() { content_bytes } else { content_of(part, self.format) };
+                let first = if self.format == LogFormat::Cri { Decoder::new().decode(part) } else { Decoded::Incomplete };
+                if let Decoded::Dropped { bytes, .. } = first {
+                    // It stands at the start, or nowhere.
+                    bounds.held.missing_bytes += bytes;
+                }
+                if let (Decoded::Record { time, .. } | Decoded::Dropped { time, .. }, true) =
+                    (first, self.file.length() == part.len() as u64)
+                {
+                    bounds.held.began = time;
+                }
             }
             written += part.len();
         }
@@ -564,7 +594,7 @@ impl Log {
             self.file.rotate_back(lent.log_dir.as_fd(), full, length);
             return Err(fault(error));
         }
-        bounds.earlier.push_back(EarlierFile { place, inode: full.inode, content_bytes: std::mem::take(&mut bounds.content_bytes) });
+        bounds.earlier.push_back(EarlierFile { place, inode: full.inode, held: std::mem::take(&mut bounds.held) });
         bounds.place = next_place;
         count.rotations += 1;
         self.delete_surplus(count, lent);
@@ -588,7 +618,7 @@ impl Log {
             }
             if !is_middle {
                 let Some(file) = bounds.earlier.pop_front() else { return };
-                count.deleted_bytes += file.content_bytes;
+                count.deleted_bytes += file.held.content_bytes;
                 // One that cannot be deleted is left to whoever cleans up the directory.
                 let _ = self.file.delete_earlier(directory, file.place.number, file.inode);
                 continue;
@@ -596,36 +626,36 @@ impl Log {
             let has_stand_in = bounds.cut.is_some();
             let Some(file) = bounds.earlier.remove(1 + usize::from(has_stand_in)) else { return };
             let mut cut = bounds.cut.unwrap_or_default();
-            cut.bytes += file.content_bytes;
+            // What it said is missing is missing here, too; counted it is.
+            cut.bytes += file.held.content_bytes + file.held.missing_bytes;
             bounds.cut = Some(cut);
-            count.discarded_bytes += file.content_bytes;
+            count.discarded_bytes += file.held.content_bytes;
             // The file that says what is missing takes the place of the first that was dropped.
             let stand_in = if has_stand_in { bounds.earlier.remove(1) } else { None };
             let replaced = stand_in.as_ref().unwrap_or(&file);
-            let (place, inode) = (replaced.place, replaced.inode);
+            let (place, inode, began) = (replaced.place, replaced.inode, replaced.held.began);
             let mut word = Vec::new();
-            lent.records.encode_dropped(&mut word, Timestamp::from_unix_nanos(self.last_time), cut.bytes, Reason::Full.text());
+            lent.records.encode_dropped(&mut word, began, cut.bytes, Reason::Full.text());
             let (log_dir, format) = (&*lent.log_dir, self.format);
             let mark = |fd: BorrowedFd<'_>| log_dir.mark_by_attribute(fd, format, place).map(drop);
             let inode = self.file.replace_earlier(directory, (place.number, inode), &word, mark).unwrap_or(inode);
             if stand_in.is_some() {
                 let _ = self.file.delete_earlier(directory, file.place.number, file.inode);
             }
-            bounds.earlier.insert(1, EarlierFile { place, inode, content_bytes: 0 });
+            bounds.earlier.insert(1, EarlierFile { place, inode, held: FileContent { began, ..FileContent::default() } });
         }
     }
 
     /// The word that something is missing, if it is and was not said.
     fn word_of_missing(&mut self, lent: &mut Lent<'_>) -> Vec<u8> {
         let mut word = Vec::new();
-        let time = Timestamp::from_unix_nanos(self.last_time);
-        let Some(bounds) = self.bounds.as_mut().filter(|bounds| bounds.missing.0 > 0) else { return word };
+        let Some(bounds) = self.bounds.as_mut().filter(|bounds| bounds.missing.bytes > 0) else { return word };
         if self.format == LogFormat::Cri {
-            let (bytes, reason) = bounds.missing;
+            let Missing { bytes, reason, time } = bounds.missing;
             lent.records.encode_dropped(&mut word, time, bytes, reason.text());
         } else {
             // In a raw log there is no place for it: the counter and the event tell.
-            bounds.missing.0 = 0;
+            bounds.missing.bytes = 0;
         }
         word
     }
@@ -637,47 +667,44 @@ impl Log {
         let is_first = bounds.cut.is_none();
         // What was dropped before, and not said, is said with it.
         let cut = bounds.cut.get_or_insert_default();
-        cut.bytes += bytes + std::mem::take(&mut bounds.missing.0);
-        if is_first {
-            let (bytes, offset) = (cut.bytes, self.file.length());
-            let mut word = Vec::new();
-            self.encode_cut(&mut word, bytes, lent);
-            if !word.is_empty()
-                && self.append(&word, lent).is_ok()
-                && let Some(cut) = self.bounds.as_mut().and_then(|bounds| bounds.cut.as_mut())
-            {
-                cut.offset = Some(offset);
-            }
+        cut.bytes += bytes + std::mem::take(&mut bounds.missing.bytes);
+        if cut.offset.is_none() && self.format == LogFormat::Cri {
+            self.say_tail_is_cut(lent);
         }
         is_first
     }
 
-    /// The end of the log: says what is missing and was not said.
-    fn say_last_word(&mut self, count: &mut OutputCount, lent: &mut Lent<'_>) {
-        let was_open = self.has_open_file();
-        let mut word = self.word_of_missing(lent);
-        if !word.is_empty() && self.put(&word, 0, count, lent).1.is_ok() {
-            self.is_failing = false;
-        }
-        if let Some(Cut { bytes, offset }) = self.bounds.as_ref().and_then(|bounds| bounds.cut.filter(|_| bounds.is_last_file())) {
-            word.clear();
-            self.encode_cut(&mut word, bytes, lent);
+    /// Says, as the last record of a full log, how much of its end was dropped; where that stands already, says it anew.
+    fn say_tail_is_cut(&mut self, lent: &mut Lent<'_>) {
+        let Some(Cut { bytes, offset }) = self.bounds.as_ref().and_then(|bounds| bounds.cut) else { return };
+        let mut word = Vec::new();
+        lent.records.encode_dropped(&mut word, Timestamp::from_unix_nanos(self.last_time), bytes, Reason::Full.text());
+        if let Some(offset) = offset {
             // If that fails, the number in the log is too small; the status has the right one.
-            let _ = match offset {
-                Some(offset) => self.file.overwrite(lent.log_dir.as_fd(), &word, offset),
-                None => self.append(&word, lent),
-            };
+            let _ = self.file.overwrite(lent.log_dir.as_fd(), &word, offset);
+            return;
+        }
+        let offset = self.file.length();
+        if self.append(&word, lent).is_ok()
+            && let Some(cut) = self.bounds.as_mut().and_then(|bounds| bounds.cut.as_mut())
+        {
+            cut.offset = Some(offset);
+        }
+    }
+
+    /// The end of the log: says what is missing and was not said.
+    fn say_last_word(&mut self, count: &mut OutputCount, lent: &mut Lent<'_>) -> LogNews {
+        let was_open = self.has_open_file();
+        let is_missing = self.bounds.as_ref().is_some_and(|bounds| bounds.missing.bytes > 0);
+        // As with any record: there may be no room for it in this file.
+        let news = if is_missing { self.write_records(&[], 0, count, lent) } else { LogNews::default() };
+        if self.format == LogFormat::Cri && self.bounds.as_ref().is_some_and(|bounds| bounds.is_last_file()) {
+            self.say_tail_is_cut(lent);
         }
         if !was_open {
             self.keep_open(lent);
         }
-    }
-
-    /// The word that so many bytes are missing because the log is full; none in a raw log.
-    fn encode_cut(&self, word: &mut Vec<u8>, bytes: u64, lent: &mut Lent<'_>) {
-        if self.format == LogFormat::Cri {
-            lent.records.encode_dropped(word, Timestamp::from_unix_nanos(self.last_time), bytes, Reason::Full.text());
-        }
+        news
     }
 
     fn drop_bytes(&mut self, bytes: u64, reason: Reason, count: &mut OutputCount, now: Instant) {
@@ -686,7 +713,8 @@ impl Log {
             Reason::Rate | Reason::Full => count.discarded_bytes += bytes,
         }
         let bounds = self.bounds.get_or_insert_with(|| Box::new(Bounds::new(LogPolicy::default(), now)));
-        bounds.missing = (bounds.missing.0 + bytes, reason);
+        let time = Timestamp::from_unix_nanos(self.last_time);
+        bounds.missing = Missing { bytes: bounds.missing.bytes + bytes, reason, time };
     }
 
     /// So many of the job's bytes are in the log now.
@@ -720,8 +748,8 @@ impl Bounds {
             policy,
             earlier: VecDeque::new(),
             place: Place::FIRST,
-            content_bytes: 0,
-            missing: (0, Reason::Full),
+            held: FileContent::default(),
+            missing: Missing { bytes: 0, reason: Reason::Full, time: Timestamp::default() },
             cut: None,
             bucket: policy.rate.map(|(rate, _)| Bucket::new(rate, now)),
             hold: None,

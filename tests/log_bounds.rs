@@ -45,9 +45,9 @@ fn numbers_of(files: &[PathBuf]) -> Vec<String> {
     files.iter().map(|file| file.file_name().unwrap().to_str().unwrap().rsplit_once(".log").unwrap().1.to_owned()).collect()
 }
 
-/// The job's bytes in these files, and what they say of missing ones.
+/// The job's bytes in these files, and what they say of missing ones. No record is older than the one before it.
 fn content_of(files: &[PathBuf], format: LogFormat) -> (Vec<u8>, Vec<u64>) {
-    let (mut bytes, mut missing) = (Vec::new(), Vec::new());
+    let (mut bytes, mut missing, mut last) = (Vec::new(), Vec::new(), None);
     for file in files {
         let text = fs::read(file).unwrap();
         if format == LogFormat::Raw {
@@ -56,18 +56,20 @@ fn content_of(files: &[PathBuf], format: LogFormat) -> (Vec<u8>, Vec<u64>) {
         }
         let (mut decoder, mut rest) = (Decoder::new(), text.as_slice());
         while !rest.is_empty() {
-            let len = match decoder.decode(rest) {
-                Decoded::Record { partial, content, len, .. } => {
+            let (time, len) = match decoder.decode(rest) {
+                Decoded::Record { time, partial, content, len, .. } => {
                     bytes.extend_from_slice(content);
                     bytes.extend_from_slice(if partial { b"" } else { b"\n" });
-                    len
+                    (time, len)
                 }
-                Decoded::Dropped { bytes, len, .. } => {
+                Decoded::Dropped { time, bytes, len } => {
                     missing.push(bytes);
-                    len
+                    (time, len)
                 }
                 other => panic!("{}: {other:?}", file.display()),
             };
+            assert!(last <= Some(time), "{}: times run backwards at {:?}", file.display(), String::from_utf8_lossy(&rest[..len]));
+            last = Some(time);
             rest = &rest[len..];
         }
     }
@@ -389,7 +391,80 @@ fn a_rate_that_drops_costs_counted_bytes_and_says_where_they_are_missing() {
     );
 }
 
+/// Turns the loop until so much time has passed.
+fn pass(worker: &mut Worker, time: Duration) {
+    let (until, mut events) = (Instant::now() + time, iron_exec::Events::new());
+    while let Some(left) = until.checked_duration_since(Instant::now()) {
+        worker.turn(&mut events, Some(left)).unwrap();
+    }
+}
+
+#[test]
+fn what_a_log_says_last_has_its_place_within_the_bounds_too() {
+    // Each begins with a line that leaves no room for a word in a rotated log, or fills one that drops its tail; what follows comes too fast.
+    let line = |bytes| [&b"x".repeat(bytes)[..], b"\n"].concat();
+    for (when_full, first) in [(WhenFull::Rotate, line(3990)), (WhenFull::DropTail, [line(3800), line(100)].concat())] {
+        let host = Host::new();
+        let policy = LogPolicy::new().bytes_max(4096).when_full(when_full).rate_max(1024, OverRate::Drop);
+        let mut worker = host.builder().log_policy(policy).build().unwrap();
+        let (job, mut stdin) = start_cat(&mut worker, Command::new("cat"));
+        echo(&mut worker, job, &mut stdin, &first);
+        echo(&mut worker, job, &mut stdin, &lines(0..10));
+        drop(stdin);
+        let status = finish(&mut worker, job);
+        let files = files_of(&status);
+        let lengths: Vec<u64> = files.iter().map(|file| fs::metadata(file).unwrap().len()).collect();
+        assert!(lengths.iter().all(|length| *length <= 4096), "{lengths:?}");
+        let (_, missing) = content_of(&files, LogFormat::Cri);
+        assert_eq!(missing, [status.output.discarded_bytes], "{when_full:?}");
+    }
+}
+
+#[test]
+fn what_was_missing_in_the_middle_is_still_said_when_that_is_dropped() {
+    let host = Host::new();
+    let policy = LogPolicy::new().bytes_max(4096).files_max(2).when_full(WhenFull::DropMiddle).rate_max(20_000, OverRate::Drop);
+    let mut worker = host.builder().log_policy(policy).build().unwrap();
+    let (job, mut stdin) = start_cat(&mut worker, Command::new("cat"));
+    echo(&mut worker, job, &mut stdin, &lines(0..600));
+    // These come too fast.
+    echo(&mut worker, job, &mut stdin, &lines(600..650));
+    pass(&mut worker, Duration::from_millis(1500));
+    // The word that those are missing stands before these, in a file that goes for the last of them.
+    echo(&mut worker, job, &mut stdin, &lines(650..1200));
+    drop(stdin);
+    let status = finish(&mut worker, job);
+    let (kept, missing) = content_of(&files_of(&status), LogFormat::Cri);
+    let all = lines(0..1200).len() as u64;
+    assert_eq!(kept.len() as u64 + status.output.discarded_bytes, all);
+    assert_eq!(missing.iter().sum::<u64>(), status.output.discarded_bytes, "{missing:?}");
+}
+
 // Faults.
+
+#[test]
+fn a_log_that_cannot_say_at_once_that_it_is_full_says_so_later() {
+    isolated("a_log_that_cannot_say_at_once_that_it_is_full_says_so_later", || {
+        use nix::sys::signal::{SigSet, Signal};
+        use rustix::process::{Resource, Rlimit, setrlimit};
+        let limit = |bytes| setrlimit(Resource::Fsize, Rlimit { current: bytes, maximum: None }).unwrap();
+        SigSet::from_iter([Signal::SIGXFSZ]).thread_block().unwrap();
+        let host = Host::new();
+        let policy = LogPolicy::new().bytes_max(8192).when_full(WhenFull::DropTail);
+        let mut worker = host.builder().log_policy(policy).build().unwrap();
+        let (job, mut stdin) = start_cat(&mut worker, Command::new("cat"));
+        echo(&mut worker, job, &mut stdin, &lines(0..80));
+        let log = worker.query(job).unwrap().log.unwrap();
+        limit(Some(fs::metadata(&log).unwrap().len()));
+        echo(&mut worker, job, &mut stdin, &[&b"x".repeat(3000)[..], b"\n"].concat());
+        assert_eq!(content_of(std::slice::from_ref(&log), LogFormat::Cri), (lines(0..80), vec![]));
+        limit(None);
+        drop(stdin);
+        let status = finish(&mut worker, job);
+        assert_eq!(content_of(&[log], LogFormat::Cri), (lines(0..80), vec![3001]));
+        assert_eq!(status.output.discarded_bytes, 3001);
+    });
+}
 
 /// A file system of 64 KiB, for as long as it lives.
 struct SmallDisk(tempfile::TempDir);
