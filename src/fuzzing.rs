@@ -1,4 +1,4 @@
-//! The readers of kernel files, and retention, for the fuzz targets only: no promise of stability.
+//! The readers of kernel files, retention, and logs without jobs, for the fuzz targets only: no promise of stability.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,6 +12,8 @@ use crate::logic::{cgroup_text, kernel_text};
 use crate::model::id::JobId;
 use crate::model::retention::LogState;
 use crate::model::usage::{CpuUsage, IoUsage, MemoryEvents};
+
+pub mod log_run;
 
 /// Mount point, root and whether it is read-only, of each.
 pub fn cgroup2_mounts(mountinfo: &[u8]) -> Vec<(PathBuf, PathBuf, bool)> {

@@ -16,19 +16,22 @@ use iron_exec::framing::{Ending, LineSplitter, Piece};
 use iron_exec::{OutputStream, Timestamp};
 
 mod kernel_files;
+mod log_sequences;
 mod retention;
 
 pub use kernel_files::kernel_files;
+pub use log_sequences::log_sequences;
 pub use retention::{archive_report, retention};
 
 /// A fuzz target's name and body.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     ("line_splitter", line_splitter),
     ("cri_codec", cri_codec),
     ("kernel_files", kernel_files),
+    ("log_sequences", log_sequences),
     ("retention", retention),
     ("archive_report", archive_report),
 ];

@@ -1,13 +1,13 @@
 //! Runs the bodies of the fuzz targets without libFuzzer: on every file of the corpus, and then for a number of seconds on pseudo-random
 //! inputs, the same in each run. Ends with a panic, and so with a code other than zero, when a body finds a fault.
 //!
-//! `cargo run --release --manifest-path fuzz/Cargo.toml --no-default-features --bin smoke -- SECONDS`
+//! `cargo run --release --manifest-path fuzz/Cargo.toml --no-default-features --bin smoke -- SECONDS [TARGET]`
 
 use std::error::Error;
 use std::time::{Duration, Instant};
 use std::{env, panic};
 
-use iron_exec_fuzz::{TARGETS, corpus};
+use iron_exec_fuzz::{TARGETS, Target, corpus};
 
 const INPUT_BYTES_MAX: usize = 2048;
 
@@ -46,9 +46,11 @@ const WORDS: [&[u8]; 30] = [
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let seconds = env::args().nth(1).ok_or("usage: smoke SECONDS")?.parse()?;
-    let time_each = Duration::try_from_secs_f64(seconds)? / TARGETS.len() as u32;
-    for (name, body) in TARGETS {
+    let seconds = env::args().nth(1).ok_or("usage: smoke SECONDS [TARGET]")?.parse()?;
+    let only = env::args().nth(2);
+    let targets: Vec<Target> = TARGETS.into_iter().filter(|(name, _)| only.as_deref().is_none_or(|only| only == *name)).collect();
+    let time_each = Duration::try_from_secs_f64(seconds)? / targets.len().max(1) as u32;
+    for (name, body) in targets {
         let mut runs = 0_u64;
         let mut run = |data: &[u8]| {
             let outcome = panic::catch_unwind(|| body(data));
