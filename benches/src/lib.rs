@@ -1,5 +1,6 @@
 //! Benchmarks of iron-exec.
 //!
+//! - `coalesce`: what it saves to let the output of a job that writes in small pieces gather in its pipe for a moment.
 //! - `framing`: how fast output is cut into lines, and records are written and read.
 //! - `spawn`: what it costs to start a tiny program and to reap it, and how long the caller is held up meanwhile, beside posix_spawn, std and
 //!   tokio, under conditions that hosts live in: many descriptors, much memory, busy CPUs.

@@ -1,0 +1,170 @@
+//! What it saves to let the output of a job that writes in small pieces gather in its pipe for a moment
+//! ([`Builder::coalesce_time`](iron_exec::Builder::coalesce_time)), and what it costs one that does not.
+//!
+//! ```sh
+//! cargo bench -p iron-exec-benches --bench coalesce             # about a minute
+//! cargo bench -p iron-exec-benches --bench coalesce -- --quick  # a tenth of it
+//! ```
+//!
+//! Each job is one way to write; 0 (nothing gathers) and 1 ms (the default) take turns, several rounds, and every figure is a median of the rounds.
+//! `cpu` is the time that the host's thread has worked, `wall` that from the job's start to its end. It is the ratios that count; absolute figures move
+//! from machine to machine.
+//!
+//! The logs are kept in memory, where that can be: what a disk costs is the same either way.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use iron_exec::{CgroupBase, Command, Worker};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// The times that are compared.
+const COALESCE_TIMES: [Duration; 2] = [Duration::ZERO, Duration::from_millis(1)];
+
+const LINE_BYTES: usize = 80;
+
+/// A way to write.
+struct Way {
+    name: &'static str,
+    /// Bytes of one write.
+    bytes: usize,
+    writes: u64,
+    /// From one write to the next, in microseconds.
+    gap: u64,
+}
+
+const WAYS: [Way; 5] = [
+    Way { name: "1 byte a write", bytes: 1, writes: 300_000, gap: 0 },
+    Way { name: "80 bytes a write, a line", bytes: LINE_BYTES, writes: 300_000, gap: 0 },
+    Way { name: "4096 bytes a write", bytes: 4096, writes: 100_000, gap: 0 },
+    Way { name: "65,536 bytes a write", bytes: 65_536, writes: 10_000, gap: 0 },
+    Way { name: "a line every 20 µs", bytes: LINE_BYTES, writes: 30_000, gap: 20 },
+];
+
+/// How much is done.
+struct Pace {
+    rounds: usize,
+    /// The part of the writes that is made.
+    part: u64,
+}
+
+const FULL: Pace = Pace { rounds: 5, part: 1 };
+const QUICK: Pace = Pace { rounds: 3, part: 6 };
+/// To see that it works: what `cargo test` asks of a benchmark.
+const SMOKE: Pace = Pace { rounds: 1, part: 1000 };
+
+/// What one job took.
+#[derive(Clone, Copy)]
+struct Cost {
+    cpu: Duration,
+    wall: Duration,
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let done = match args[..] {
+        ["write", bytes, writes, gap] => write(bytes, writes, gap),
+        _ => bench(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench(args: &[&str]) -> Result<()> {
+    let pace = match () {
+        () if args.contains(&"--quick") => QUICK,
+        () if args.contains(&"--bench") => FULL,
+        () => SMOKE,
+    };
+    let memory = Path::new("/dev/shm");
+    let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+    let directory = tempfile::Builder::new().prefix("iron-exec-bench-").tempdir_in(parent)?;
+    println!("{:<26}{:>12}{:>12}{:>8}{:>13}{:>12}{:>8}", "", "cpu, 0", "cpu, 1 ms", "ratio", "wall, 0", "wall, 1 ms", "ratio");
+    for way in &WAYS {
+        let mut costs = [Vec::new(), Vec::new()];
+        for _ in 0..pace.rounds {
+            for (costs, time) in costs.iter_mut().zip(COALESCE_TIMES) {
+                costs.push(run(way, pace.part, time, directory.path())?);
+            }
+        }
+        let [cpu_off, cpu_on] = costs.each_ref().map(|costs| median(costs, |cost| cost.cpu));
+        let [wall_off, wall_on] = costs.each_ref().map(|costs| median(costs, |cost| cost.wall));
+        println!(
+            "{:<26}{:>9.1} ms{:>9.1} ms{:>8.2}{:>10.1} ms{:>9.1} ms{:>8.2}",
+            way.name,
+            millis(cpu_off),
+            millis(cpu_on),
+            cpu_on.div_duration_f64(cpu_off),
+            millis(wall_off),
+            millis(wall_on),
+            wall_on.div_duration_f64(wall_off),
+        );
+    }
+    Ok(())
+}
+
+/// Runs one job that writes this way, with a worker of its own.
+fn run(way: &Way, part: u64, coalesce_time: Duration, log_dir: &Path) -> Result<Cost> {
+    let writes = (way.writes / part).max(1);
+    let mut worker = Worker::builder().log_dir(log_dir).cgroup_base(CgroupBase::Off).coalesce_time(coalesce_time).build()?;
+    let command = Command::new(std::env::current_exe()?).arg("write");
+    let command = command.args([way.bytes.to_string(), writes.to_string(), way.gap.to_string()]);
+    let (began, worked) = (Instant::now(), cpu_time()?);
+    let job = worker.start(command)?;
+    let status = worker.wait(job)?;
+    let cost = Cost { cpu: cpu_time()?.saturating_sub(worked), wall: began.elapsed() };
+    worker.delete_log(job)?;
+    if !status.success() || status.output.stdout_bytes != way.bytes as u64 * writes {
+        return Err(format!("{}: the job did not write what it should: {status:?}", way.name).into());
+    }
+    Ok(cost)
+}
+
+/// The job: so many bytes a write, so many writes, so many microseconds from one to the next.
+fn write(bytes: &str, writes: &str, gap: &str) -> Result<()> {
+    let (bytes, writes, gap) = (bytes.parse::<usize>()?, writes.parse::<u64>()?, Duration::from_micros(gap.parse()?));
+    let mut block: Vec<u8> = (1..=bytes).map(|at| if at.is_multiple_of(LINE_BYTES) || at == bytes { b'\n' } else { b'x' }).collect();
+    if bytes == 1 {
+        block[0] = b'x';
+    }
+    // Each write is one write(2).
+    let mut stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    for _ in 0..writes {
+        let began = Instant::now();
+        stdout.write_all(&block)?;
+        while began.elapsed() < gap {
+            std::hint::spin_loop();
+        }
+    }
+    Ok(())
+}
+
+/// How long this thread has worked.
+fn cpu_time() -> Result<Duration> {
+    let usage = getrusage(UsageWho::RUSAGE_THREAD)?;
+    let micros = |time: TimeVal| Duration::from_micros((time.tv_sec() * 1_000_000 + time.tv_usec()).unsigned_abs());
+    Ok(micros(usage.user_time()) + micros(usage.system_time()))
+}
+
+fn median(costs: &[Cost], time: impl Fn(&Cost) -> Duration) -> Duration {
+    let mut times: Vec<Duration> = costs.iter().map(time).collect();
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
