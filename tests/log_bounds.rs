@@ -331,6 +331,7 @@ fn a_log_that_drops_its_middle_keeps_its_beginning_and_its_end_and_says_what_is_
         assert_eq!(numbers_of(&files), expected, "the first, what stands for the middle, and the end");
         let (head, none) = content_of(&files[..1], LogFormat::Cri);
         let (nothing, missing) = content_of(&files[1..2], LogFormat::Cri);
+        assert_eq!(content_of(&files, LogFormat::Cri).1, missing, "and no record is older than the one before it, in all of them");
         let (tail, none_either) = content_of(&files[2..], LogFormat::Cri);
         let all = lines(0..rounds * 100);
         assert!(all.starts_with(&head) && all.ends_with(&tail) && !head.is_empty() && !tail.is_empty());

@@ -21,9 +21,13 @@ use crate::chunk;
 /// Operations of one input.
 const STEPS_MAX: usize = 64;
 
-/// What a job writes in one of them, and in all.
+/// What a job writes in one of them, and in all: some dozen files.
 const FEED_BYTES_MAX: usize = 16 << 10;
-const FED_BYTES_MAX: usize = 192 << 10;
+const FED_BYTES_MAX: usize = 96 << 10;
+
+/// Where a record is mostly header, so many times less.
+const SHORT_LINE_BYTES: usize = 50;
+const SHORT_LINES_PART: usize = 16;
 
 /// How much longer than its content a record is that has a file of its own.
 const RECORD_MARGIN_BYTES: u64 = 64;
@@ -76,7 +80,7 @@ fn way(input: &mut Unstructured<'_>) -> Result<(LogWay, Bounds)> {
         format,
         is_merged: input.arbitrary()?,
         policy,
-        line_bytes_max: *input.choose(&[1, 10, 100, 1000, 10_000])?,
+        line_bytes_max: *input.choose(&[1, 20, 100, 1000, 10_000])?,
         open_logs_max: *input.choose(&[1, 1, 0])?,
         read_budget_bytes: *input.choose(&[256 << 10, 4096])?,
         coalesce_time: Duration::from_millis(*input.choose(&[0, 1])?),
@@ -217,7 +221,8 @@ impl Test {
             }
         }
         let fed: usize = self.fed.iter().map(Vec::len).sum();
-        bytes.truncate(FED_BYTES_MAX.saturating_sub(fed));
+        let part = if self.way.format == LogFormat::Cri && self.way.line_bytes_max < SHORT_LINE_BYTES { SHORT_LINES_PART } else { 1 };
+        bytes.truncate((FEED_BYTES_MAX / part).min((FED_BYTES_MAX / part).saturating_sub(fed)));
         let written = self.with_disk(|run| run.feed(index, &bytes));
         self.fed[index].extend_from_slice(&bytes[..written]);
     }
