@@ -155,6 +155,10 @@ impl Test {
         self.look(true);
         self.account(is_faultless);
         self.read_along(true);
+        self.run.delete().expect("every file is the log's own");
+        // The locks, and what is somebody else's.
+        let left = fs::read_dir(self.run.path().parent().expect("it is in a directory")).expect("it can be read").count();
+        assert_eq!(left, 1 + usize::from(self.fault.planted.is_some()), "a file is left");
         outcome
     }
 
@@ -385,6 +389,10 @@ impl Test {
         }
         let missing = count.dropped_bytes + count.discarded_bytes;
         assert_eq!(kept + missing + count.deleted_bytes, fed, "every byte is in the log, or counted once: {count:?}");
+        let told = self.run.told();
+        assert!(told.faults - told.resumptions <= 1, "a fault is told, then its end: {told:?}");
+        let can_be_full = self.bounds.bytes_max.is_some() && self.bounds.when_full == WhenFull::DropTail;
+        assert!(told.fulls <= u64::from(can_be_full), "that it is full is told once: {told:?}");
         if !self.had_fault {
             assert_eq!((count.dropped_bytes, self.run.told().faults), (0, 0), "nothing failed");
         }

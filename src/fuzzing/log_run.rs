@@ -1,5 +1,6 @@
 //! A job's outputs and log without a job: the harness writes the pipes, and moves the clock by hand.
 
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -174,6 +175,15 @@ impl LogRun {
         let lent = self.reactor.lend();
         assert_eq!(lent.deadlines.next(), None, "a deadline is left");
         assert_eq!(lent.queues.open_logs_count, 0, "a log that is closed counts as open");
+    }
+
+    /// The log is deleted with all its files, once the job is over.
+    ///
+    /// # Errors
+    ///
+    /// When one of them is not the log's any more.
+    pub fn delete(&mut self) -> io::Result<()> {
+        self.outputs.forget_log(&self.reactor.log_dir)
     }
 
     pub fn count(&self) -> OutputCount {
