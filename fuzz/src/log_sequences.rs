@@ -54,6 +54,8 @@ struct Bounds {
     files_max: u64,
     when_full: WhenFull,
     on_fault: OnLogFault,
+    /// Whether the disk is well again when the job ends.
+    ends_well: bool,
 }
 
 /// How the log is to be kept.
@@ -85,7 +87,7 @@ fn way(input: &mut Unstructured<'_>) -> Result<(LogWay, Bounds)> {
         read_budget_bytes: *input.choose(&[256 << 10, 4096])?,
         coalesce_time: Duration::from_millis(*input.choose(&[0, 1])?),
     };
-    Ok((way, Bounds { bytes_max, files_max, when_full, on_fault }))
+    Ok((way, Bounds { bytes_max, files_max, when_full, on_fault, ends_well: input.ratio(3, 4)? }))
 }
 
 /// What is wrong with the disk.
@@ -146,7 +148,7 @@ impl Test {
         let outcome = self.steps(input);
         // Whoever reads the log's directory finds it under its name at the end, so that it can be sealed.
         self.put_back();
-        if input.ratio(3, 4).unwrap_or(true) {
+        if self.bounds.ends_well {
             self.end_fault();
         }
         let is_faultless = !self.fault.is_on();
