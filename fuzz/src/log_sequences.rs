@@ -339,7 +339,7 @@ impl Test {
             place = if is_stand_in { Some((0, start)) } else { Some((number, start + file.text.len() as u64)) };
             if let Some(bytes_max) = self.bounds.bytes_max {
                 let longest = file.text.split(|byte| *byte == b'\n').map(<[u8]>::len).max().unwrap_or(0) as u64;
-                let is_one = self.way.format == LogFormat::Cri && file.text.iter().filter(|byte| **byte == b'\n').count() == 1;
+                let is_one = self.way.format == LogFormat::Cri && memchr::memchr_iter(b'\n', &file.text).count() == 1;
                 let length = file.text.len() as u64;
                 let is_bounded = length <= bytes_max || is_one && longest <= self.way.line_bytes_max as u64 + RECORD_MARGIN_BYTES;
                 assert!(is_bounded, "{} has {length} bytes", file.path.display());
