@@ -806,7 +806,9 @@ fn a_job_that_writes_much_to_a_full_disk_lives_and_every_byte_is_logged_or_count
     let logged = (bytes_of(&lines, "stdout").len() + bytes_of(&lines, "stderr").len()) as u64;
     assert_eq!(logged + output.dropped_bytes, output.stdout_bytes + output.stderr_bytes);
     assert_eq!(streamed, logged, "a stream yields what is in the log");
-    assert_eq!(told, output.dropped_bytes, "and says what is not");
+    // What was dropped last is not said where there is no room even for that.
+    let said: u64 = missing_in(&fs::read(status.log.as_ref().unwrap()).unwrap()).iter().map(|(bytes, _)| bytes).sum();
+    assert!(told == said && said <= output.dropped_bytes, "and says what is not: {told}, {said} of {}", output.dropped_bytes);
     assert!(lines.iter().all(|line| line.message == b"error" || line.message.ends_with(b" of some length")));
 }
 
