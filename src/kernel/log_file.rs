@@ -114,7 +114,7 @@ impl LogFile {
         };
         let fd = self.fd.insert(fd);
         if self.torn > 0 {
-            mend(fd, self.torn)?;
+            self.length += mend(fd, self.torn)?;
             self.torn = 0;
         }
         let mut rest = records;
@@ -325,7 +325,57 @@ fn cut_back(fd: &OwnedFd, written: usize) -> Result<(), Errno> {
     rustix::io::retry_on_intr(|| rustix::fs::ftruncate(fd, length))
 }
 
-/// Cuts a torn record off; where that still cannot be done, ends it, so that it costs the reader that one line and no more.
-fn mend(fd: &OwnedFd, torn: usize) -> Result<(), Errno> {
-    cut_back(fd, torn).or_else(|_| rustix::io::retry_on_intr(|| rustix::io::write(fd, b"\n")).map(drop))
+/// Cuts a torn record off; where that still cannot be done, ends it, so that it costs the reader that one line and no more. Returns how many bytes stay.
+fn mend(fd: &OwnedFd, torn: usize) -> Result<u64, Errno> {
+    if cut_back(fd, torn).is_ok() {
+        return Ok(0);
+    }
+    let written = rustix::io::retry_on_intr(|| rustix::io::write(fd, b"\n"))?;
+    Ok((torn + written) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Seek};
+
+    use rustix::fs::{MemfdFlags, SealFlags};
+
+    use super::*;
+
+    /// A log that a failing write has left torn: the last three bytes are of no record.
+    fn torn_log(can_be_cut: bool) -> (LogFile, File) {
+        let fd = rustix::fs::memfd_create(c"log", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+        rustix::io::write(&fd, b"whole\ntor").unwrap();
+        if !can_be_cut {
+            rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK).unwrap();
+        }
+        let file = File::from(fd.try_clone().unwrap());
+        rustix::fs::seek(&fd, rustix::fs::SeekFrom::End(0)).unwrap();
+        rustix::fs::fcntl_setfl(&fd, OFlags::APPEND).unwrap();
+        (LogFile { name: "log".into(), fd: Some(fd), inode: None, length: 6, torn: 3 }, file)
+    }
+
+    fn text(file: &mut File) -> String {
+        let mut text = String::new();
+        file.rewind().unwrap();
+        file.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn a_torn_record_is_cut_off_before_the_next_is_written() {
+        let (mut log, mut file) = torn_log(true);
+        log.append(rustix::fs::CWD, b"next\n").unwrap();
+        assert_eq!((text(&mut file).as_str(), log.length(), log.torn), ("whole\nnext\n", 11, 0));
+    }
+
+    #[test]
+    fn a_torn_record_that_cannot_be_cut_off_is_ended_and_costs_that_one_line() {
+        let (mut log, mut file) = torn_log(false);
+        log.append(rustix::fs::CWD, b"next\n").unwrap();
+        assert_eq!((text(&mut file).as_str(), log.length(), log.torn), ("whole\ntor\nnext\n", 15, 0));
+        log.append(rustix::fs::CWD, b"more\n").unwrap();
+        assert!(text(&mut file).ends_with("\nnext\nmore\n"));
+    }
 }
