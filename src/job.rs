@@ -848,7 +848,10 @@ impl Job {
             self.notices = 0;
             return;
         }
-        self.notices |= if news.fault { Notice::LogFault as u16 } else { 0 };
+        if news.fault {
+            // What was to be told of before is no longer so.
+            self.notices = self.notices & !(Notice::LogResumed as u16) | Notice::LogFault as u16;
+        }
         self.notices |= if news.resumed { Notice::LogResumed as u16 } else { 0 };
         self.notices |= if news.full { Notice::LogFull as u16 } else { 0 };
         self.notices |= if news.ready { Notice::LogReady as u16 } else { 0 };
@@ -1071,12 +1074,16 @@ impl Job {
                 }
             }
             Action::ArmDrain => {
+                if self.outputs.lift_rate() && !std::mem::replace(&mut self.ready_queued, true) {
+                    lent.queues.ready.push_back(self.key);
+                }
                 self.arm(Timer::DrainIdle, lent.now + lent.settings.drain_idle_max, lent);
                 self.arm(Timer::DrainTotal, lent.now + lent.settings.drain_total_max, lent);
             }
             Action::CloseOutputs => {
                 // After a failed start there is nobody who could have written.
                 if self.failure.is_none() {
+                    self.outputs.give_up_waiting(lent);
                     self.outputs.note_cut_off(self.life.is_tree_gone());
                 }
                 self.outputs.close(lent);

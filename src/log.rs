@@ -155,8 +155,9 @@ pub(crate) struct LogNews {
 
 impl std::ops::BitOrAssign for LogNews {
     fn bitor_assign(&mut self, other: Self) {
+        // It worked again for a moment only.
+        self.resumed = other.resumed || (self.resumed && !other.fault);
         self.fault |= other.fault;
-        self.resumed |= other.resumed;
         self.full |= other.full;
         self.ready |= other.ready;
         self.kill |= other.kill;
@@ -284,12 +285,7 @@ impl Log {
         let was_open = self.has_open_file();
         let (records, content_bytes) = lent.records.take();
         let mut news = LogNews::default();
-        let held = self.bounds.as_mut().and_then(|bounds| bounds.hold.as_mut());
-        if let Some(Hold::Fault { records: held, content_bytes: held_bytes }) = held {
-            // The last of an output that is being closed joins what is held back.
-            held.extend_from_slice(&records);
-            *held_bytes += content_bytes;
-        } else if self.is_over_rate(lent.now) {
+        if self.is_over_rate(lent.now) {
             self.drop_bytes(content_bytes, Reason::Rate, count, lent.now);
         } else {
             news = self.write_records(&records, content_bytes, count, lent);
@@ -551,7 +547,7 @@ impl Log {
         let Some(fitting) = usize::try_from(room).ok().and_then(|room| records.get(..room)) else { return records.len() };
         match memrchr(b'\n', fitting) {
             Some(last) => last + 1,
-            None if self.file.length() > 0 || is_last => 0,
+            None if self.file.length() > 0 || (is_last && self.format == LogFormat::Cri) => 0,
             // One record alone is longer than a file may be. In a raw log any byte may be the last.
             None if self.format == LogFormat::Raw => fitting.len(),
             None => memchr(b'\n', records).map_or(records.len(), |end| end + 1),
@@ -576,6 +572,8 @@ impl Log {
 
     /// Begins the next file of the log.
     fn rotate(&mut self, count: &mut OutputCount, lent: &mut Lent<'_>) -> Result<(), WriteFault> {
+        // A file that is sealed ends in a whole record.
+        self.file.mend(lent.log_dir.as_fd())?;
         let Some(bounds) = self.bounds.as_mut() else { return Ok(()) };
         let fault = |error: io::Error| WriteFault { errno: error.raw_os_error().unwrap_or(errno::EIO) };
         let (place, length) = (bounds.place, self.file.length());
@@ -684,18 +682,19 @@ impl Log {
             let _ = self.file.overwrite(lent.log_dir.as_fd(), &word, offset);
             return;
         }
-        let offset = self.file.length();
         if self.append(&word, lent).is_ok()
             && let Some(cut) = self.bounds.as_mut().and_then(|bounds| bounds.cut.as_mut())
         {
-            cut.offset = Some(offset);
+            // Where it ends is where the file does: somebody else may have added to that.
+            cut.offset = Some(self.file.end().saturating_sub(word.len() as u64));
         }
     }
 
     /// The end of the log: says what is missing and was not said.
     fn say_last_word(&mut self, count: &mut OutputCount, lent: &mut Lent<'_>) -> LogNews {
         let was_open = self.has_open_file();
-        let is_missing = self.bounds.as_ref().is_some_and(|bounds| bounds.missing.bytes > 0);
+        // In a raw log there is no place for it.
+        let is_missing = self.format == LogFormat::Cri && self.bounds.as_ref().is_some_and(|bounds| bounds.missing.bytes > 0);
         // As with any record: there may be no room for it in this file.
         let news = if is_missing { self.write_records(&[], 0, count, lent) } else { LogNews::default() };
         if self.format == LogFormat::Cri && self.bounds.as_ref().is_some_and(|bounds| bounds.is_last_file()) {
@@ -804,5 +803,22 @@ fn content_of(mut records: &[u8], format: LogFormat) -> u64 {
             Decoded::Incomplete => return bytes,
         };
         records = records.get(length..).unwrap_or_default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_worked_for_a_moment_only_is_not_told_to_work_again() {
+        let (fault, resumed) = (LogNews { fault: true, ..LogNews::default() }, LogNews { resumed: true, ..LogNews::default() });
+        let both = |first: LogNews, second: LogNews| {
+            let mut news = first;
+            news |= second;
+            (news.fault, news.resumed)
+        };
+        assert_eq!(both(resumed, fault), (true, false), "a fault that was told goes on");
+        assert_eq!(both(fault, resumed), (true, true), "in this order they are told");
     }
 }

@@ -20,8 +20,12 @@ use crate::model::output::{LogFormat, OutputStream};
 use crate::model::reading::ReadOptions;
 use crate::model::status::OutputCount;
 
-/// Bytes that are read of a pipe at most when its output is given up: more than a busy pipe holds.
+/// Bytes that are read of a pipe at most when its output is given up: what one may hold (/proc/sys/fs/pipe-max-size, unless a job is root), and more than one
+/// holds that its job has left alone.
 const CLOSING_BYTES: usize = 1 << 20;
+
+/// How soon, at least, an unfinished line is looked at again that waits for its log.
+const HELD_FLUSH_AFTER: Duration = Duration::from_millis(100);
 
 /// How soon a pipe is looked at again that could not be put back into the loop.
 const GATHER_RETRY_AFTER: Duration = Duration::from_millis(10);
@@ -237,7 +241,7 @@ impl Outputs {
         }
         if self.is_held() {
             // It is looked at again when it may be written.
-            lent.deadlines.arm(&mut self.flush[index], lent.now + lent.settings.line_flush_time, alarm);
+            lent.deadlines.arm(&mut self.flush[index], lent.now + lent.settings.line_flush_time.max(HELD_FLUSH_AFTER), alarm);
             return read;
         }
         if self.pipes[index].as_ref().is_some_and(|output| output.readable) {
@@ -250,17 +254,32 @@ impl Outputs {
         read
     }
 
+    /// The time to wait for the log is over. What the pipes hold was written by the job: it is to be in the log, or counted.
+    pub(crate) fn give_up_waiting(&mut self, lent: &mut Lent<'_>) {
+        let Some(log) = self.log.as_mut().filter(|log| log.is_held()) else { return };
+        self.news |= log.give_up(&mut self.count, lent);
+        self.read_to_the_end();
+        for index in 0..self.pipes.len() {
+            self.budget_left = CLOSING_BYTES;
+            self.read_one(index, lent);
+        }
+        self.write(lent);
+    }
+
+    /// The main process has ended: a limit on the speed of output has lost its sense. Whether there is something to be read.
+    pub(crate) fn lift_rate(&mut self) -> bool {
+        let Some(log) = self.log.as_mut().filter(|log| log.is_held()) else { return false };
+        log.lift_rate();
+        let is_lifted = !log.is_held();
+        for output in self.pipes.iter_mut().flatten().filter(|_| is_lifted) {
+            output.readable = true;
+        }
+        is_lifted
+    }
+
     /// Lets go of every output; what was not read is lost, what was read goes into the log, or is counted.
     pub(crate) fn close(&mut self, lent: &mut Lent<'_>) {
-        if let Some(log) = self.log.as_mut().filter(|log| log.is_held()) {
-            // The time to wait for the log is over. What the pipes hold was written by the job: it is to be in the log, or counted.
-            self.news |= log.give_up(&mut self.count, lent);
-            self.budget_left = lent.settings.read_budget_bytes.max(CLOSING_BYTES);
-            self.read_to_the_end();
-            for index in 0..self.pipes.len() {
-                self.read_one(index, lent);
-            }
-        }
+        self.give_up_waiting(lent);
         for index in 0..self.pipes.len() {
             self.close_one(index, lent);
         }

@@ -57,6 +57,8 @@ pub(crate) struct Reactor {
     read_buffer: Box<[u8]>,
     records: Records,
     pub(crate) queues: Queues,
+    /// Whether there may be more notices than were read.
+    has_notices: bool,
     /// Owners of inotify notices; empty between turns.
     noticed: Vec<(Key, Watched)>,
     pub(crate) cgroups: Option<CgroupTree>,
@@ -92,6 +94,7 @@ impl Reactor {
             read_buffer: vec![0; READ_BUFFER_BYTES.min(settings.read_budget_bytes)].into(),
             records: Records::default(),
             queues: Queues::default(),
+            has_notices: false,
             noticed: Vec::new(),
             cgroups,
             log_dir,
@@ -231,7 +234,7 @@ impl Reactor {
     /// Handles one batch; returns how many events were more than the waker's.
     fn dispatch(&mut self, table: &mut Table) -> Result<usize, TurnError> {
         let mut handled = 0;
-        let (mut notices, mut timer_went_off) = (false, false);
+        let (mut notices, mut timer_went_off) = (self.has_notices, false);
         // Out of the way while everything else is lent.
         let ready_events = std::mem::replace(&mut self.ready_events, mio::Events::with_capacity(0));
         let mut lent = self.lend();
@@ -263,11 +266,15 @@ impl Reactor {
     /// Tells the owners of inotify notices.
     fn read_notices(&mut self, table: &mut Table) -> Result<(), TurnError> {
         let noticed = &mut self.noticed;
-        self.watcher.read(|owner| noticed.push(owner)).map_err(TurnError::new("reading inotify notices"))?;
+        let read = self.watcher.read(|owner| noticed.push(owner)).map_err(TurnError::new("reading inotify notices"));
+        // Each file is looked at once, however many notices it has sent.
+        self.noticed.sort_unstable();
+        self.noticed.dedup();
         while let Some((key, watched)) = self.noticed.pop() {
             self.with_job(table, key, |job, lent| job.on_notice(watched, lent));
         }
-        Ok(())
+        self.has_notices = read?;
+        if self.has_notices { self.wake() } else { Ok(()) }
     }
 
     /// Lets the jobs go on that had spent their budget before this turn, each once.

@@ -150,7 +150,7 @@ pub(crate) struct LogDir {
     lock: OwnedFd,
     worker: Uuid,
     table: Option<OwnedFd>,
-    /// A descriptor in reserve: a log that is closed for idleness can be written and sealed also when no more files can be opened.
+    /// A descriptor in reserve: a log that is closed for idleness can be written and sealed also when no more files can be opened. (Not rotated: that takes two.)
     spare: Option<OwnedFd>,
 }
 
@@ -229,7 +229,13 @@ impl LogDir {
         let table = self.table.insert(table);
         let line = format!("{name} {mark}\n");
         let written = rustix::io::retry_on_intr(|| rustix::io::write(&*table, line.as_bytes()))?;
-        if written < line.len() { Err(Errno::NOSPC.into()) } else { Ok(()) }
+        if written < line.len() {
+            // Nobody else writes here. What is left of a line would be a part of the next.
+            let length = (rustix::fs::fstat(&*table)?.st_size as u64).saturating_sub(written as u64);
+            let _ = rustix::fs::ftruncate(&*table, length);
+            return Err(Errno::NOSPC.into());
+        }
+        Ok(())
     }
 
     /// Closes the descriptor in reserve, so that one file can be opened; `false` if it is lent already.

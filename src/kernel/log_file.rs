@@ -108,18 +108,11 @@ impl LogFile {
 
     /// Appends whole records, all or none: what a failing write has left of them is cut off again.
     pub(crate) fn append(&mut self, directory: BorrowedFd<'_>, records: &[u8]) -> Result<(), WriteFault> {
-        let fd = match self.fd.take() {
-            Some(fd) => fd,
-            None => self.open(directory, OFlags::WRONLY | OFlags::APPEND)?,
-        };
-        let fd = self.fd.insert(fd);
-        if self.torn > 0 {
-            self.length += mend(fd, self.torn)?;
-            self.torn = 0;
-        }
+        self.mend(directory)?;
+        let fd = self.opened(directory)?;
         let mut rest = records;
         while !rest.is_empty() {
-            let errno = match rustix::io::write(&*fd, rest) {
+            let errno = match rustix::io::write(fd, rest) {
                 Ok(0) => Errno::IO,
                 Ok(written) => {
                     rest = rest.get(written..).unwrap_or_default();
@@ -134,6 +127,22 @@ impl LogFile {
         }
         self.length += records.len() as u64;
         Ok(())
+    }
+
+    /// Cuts off, or ends, what a failing write may have left.
+    pub(crate) fn mend(&mut self, directory: BorrowedFd<'_>) -> Result<(), WriteFault> {
+        if self.torn > 0 {
+            let torn = self.torn;
+            self.length += mend(self.opened(directory)?, torn)?;
+            self.torn = 0;
+        }
+        Ok(())
+    }
+
+    /// Where the file ends, whoever has written it.
+    pub(crate) fn end(&self) -> u64 {
+        let stat = self.fd.as_ref().and_then(|fd| rustix::fs::fstat(fd).ok());
+        stat.map_or(self.length, |stat| stat.st_size as u64)
     }
 
     /// Overwrites what stands at `offset`, which is as long.
@@ -156,7 +165,8 @@ impl LogFile {
     pub(crate) fn rotate(&mut self, directory: BorrowedFd<'_>, next: NextFile) -> Result<FullFile, WriteFault> {
         let opened = match self.fd.take() {
             Some(fd) => Ok(fd),
-            None => self.open(directory, OFlags::RDONLY),
+            // If nothing comes of it, it is written on.
+            None => self.open(directory, OFlags::WRONLY | OFlags::APPEND),
         };
         let exchanged = opened.and_then(|fd| {
             let inode = self.inode.map_or_else(|| inode_of(&fd), Ok);
@@ -254,6 +264,15 @@ impl LogFile {
         }
         self.length = stat.st_size as u64;
         Ok(self.length)
+    }
+
+    /// The file, open to be appended to.
+    fn opened(&mut self, directory: BorrowedFd<'_>) -> Result<&OwnedFd, Errno> {
+        let fd = match self.fd.take() {
+            Some(fd) => fd,
+            None => self.open(directory, OFlags::WRONLY | OFlags::APPEND)?,
+        };
+        Ok(self.fd.insert(fd))
     }
 
     /// Opens the file and makes sure that it is still the one that was made.
@@ -361,6 +380,20 @@ mod tests {
         file.rewind().unwrap();
         file.read_to_string(&mut text).unwrap();
         text
+    }
+
+    #[test]
+    fn a_rotation_that_fails_leaves_a_closed_log_as_it_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let fd = rustix::fs::open(directory.path(), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let mut log = LogFile::create(fd.as_fd(), "log".to_owned()).unwrap();
+        log.append(fd.as_fd(), b"one\n").unwrap();
+        log.close();
+        let next = log.prepare_next(fd.as_fd(), 1).unwrap();
+        std::fs::remove_file(directory.path().join("log.000001")).unwrap();
+        assert_eq!(log.rotate(fd.as_fd(), next).unwrap_err().errno, Errno::NOENT.raw_os_error());
+        log.append(fd.as_fd(), b"two\n").unwrap();
+        assert_eq!((std::fs::read(directory.path().join("log")).unwrap(), log.length()), (b"one\ntwo\n".to_vec(), 8));
     }
 
     #[test]

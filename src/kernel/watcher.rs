@@ -16,8 +16,11 @@ use crate::logic::token::Key;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Watch(i32);
 
+/// Notices read at a time: jobs that write their logs themselves may send more of them than are read.
+const NOTICES_MAX: usize = 1024;
+
 /// What a watched file tells of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Watched {
     /// `cgroup.events`: whether processes are left in it, whether it is frozen.
     Tree,
@@ -63,11 +66,17 @@ impl Watcher {
         }
     }
 
-    /// Calls `notify` with the owner of every notice and what it is about; after an overflow with every one there is. Reads to the end.
-    pub(crate) fn read(&self, mut notify: impl FnMut((Key, Watched))) -> io::Result<()> {
+    /// Calls `notify` with the owner of every notice and what it is about; after an overflow with every one there is. Whether there may be more.
+    pub(crate) fn read(&self, mut notify: impl FnMut((Key, Watched))) -> io::Result<bool> {
         let mut buffer = [MaybeUninit::<u8>::uninit(); 4096];
         let mut reader = inotify::Reader::new(&self.fd, &mut buffer);
+        let mut read = 0;
         loop {
+            // What is in the buffer is to be told.
+            if read >= NOTICES_MAX && reader.is_buffer_empty() {
+                return Ok(true);
+            }
+            read += 1;
             match reader.next() {
                 Ok(event) if event.events().contains(ReadFlags::QUEUE_OVERFLOW) => {
                     self.owners.borrow().values().copied().for_each(&mut notify);
@@ -80,7 +89,7 @@ impl Watcher {
                         notify(*owner);
                     }
                 }
-                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::AGAIN) => return Ok(false),
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }

@@ -65,7 +65,8 @@ pub enum OnLogFault {
     #[default]
     Drop,
     /// Its output is not read until it can be written again (that is tried at least once a second): once its pipes are full, the job waits. Nothing is lost, unless
-    /// there is still no room when the job has ended, and [`Builder::drain_total_max`](crate::Builder::drain_total_max) is over.
+    /// there is still no room when the job has ended, and [`Builder::drain_total_max`](crate::Builder::drain_total_max) is over. (A job without a cgroup whose whole
+    /// tree is waited for, [`TreePolicy::Wait`](crate::TreePolicy::Wait), ends when its outputs do, and so not before there is room.)
     Pause,
     /// Its whole process tree is killed: [`StopReason::LogFault`](crate::StopReason::LogFault).
     Kill,

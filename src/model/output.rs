@@ -31,7 +31,8 @@ pub enum Capture {
     /// One pipe into the log: exactly the order in which the job wrote, everything counts as stdout.
     Merged,
     /// The log file itself is the job's stdout and stderr, with nothing of ours in between: no cost, and no way to hold it back. The log is
-    /// [`LogFormat::Raw`] and has no bounds; nothing of it is counted but its bytes, at the end.
+    /// [`LogFormat::Raw`] and has no bounds; nothing of it is counted but its bytes, at the end. It is sealed when the job is over: what a process that has escaped
+    /// the job's tree writes after that goes into it all the same.
     Direct,
     /// No log: the job writes to the host's own stdout and stderr.
     Inherit,
