@@ -172,11 +172,16 @@ pub fn only_log(host: &Host) -> std::path::PathBuf {
     host.log_dir.path().join(&logs[0])
 }
 
-/// Nothing but logs is left of what ran: no cgroup, no lock.
+/// Nothing but logs is left of what ran: no cgroup, no lock. (Where files have no attributes, there is the table that says what the logs are.)
 pub fn assert_nothing_left(host: &Host) {
     assert_eq!(host.cgroups(), Vec::<String>::new());
     assert!(host.base.as_ref().is_none_or(|base| !base.exists()), "the cgroup base is gone");
     let entries = fs::read_dir(host.log_dir.path()).expect("the log directory").flatten().map(|entry| entry.file_name());
-    let others: Vec<_> = entries.filter(|name| !name.to_string_lossy().ends_with(".log")).collect();
+    let is_table = |name: &std::ffi::OsStr| name.to_string_lossy().ends_with(".logs");
+    let holds_tables_only = |name: &std::ffi::OsStr| {
+        fs::read_dir(host.log_dir.path().join(name))
+            .is_ok_and(|mut entries| entries.all(|entry| is_table(&entry.expect("an entry").file_name())))
+    };
+    let others: Vec<_> = entries.filter(|name| !name.to_string_lossy().ends_with(".log") && !holds_tables_only(name)).collect();
     assert!(others.is_empty(), "{others:?}");
 }
