@@ -496,3 +496,41 @@ fn a_reader_is_not_held_up_by_what_stands_in_place_of_a_table() {
     fs::write(locks.join("e.logs"), b"\xff\xfe\nforged.log\nforged.log x\n").unwrap();
     assert_eq!(follow_to_the_end(&log), b"one\n");
 }
+
+/// A log of `NOBODY` in a directory like `/tmp`, and the earlier files of it that it may have.
+fn log_of_nobody(host: &Host) -> PathBuf {
+    let log = host.log_dir.path().join("sh_0190d3b1-7c8a-7def-8123-456789abcdef.log");
+    fs::write(&log, "2026-11-23T03:26:58.123456789Z stdout F one\n").unwrap();
+    std::os::unix::fs::chown(&log, Some(NOBODY), Some(NOBODY)).unwrap();
+    set_mode(&log, 0o600);
+    log
+}
+
+#[test]
+fn a_file_that_a_stranger_puts_among_those_of_a_log_and_that_its_owner_cannot_open_is_not_in_the_way() {
+    if std::env::var_os(HOST_DIR).is_some_and(|log| read_as_told(Path::new(&log))) || not_root() {
+        return;
+    }
+    let host = public_host();
+    let log = log_of_nobody(&host);
+    // The first of them is looked for by every reader of a log without a mark, the others by one that goes through its files.
+    for number in ["000001", "000002", "000007"] {
+        let planted = host.log_dir.path().join(format!("{}.{number}", log.file_name().unwrap().to_str().unwrap()));
+        fs::write(&planted, "forged\n").unwrap();
+        set_mode(&planted, 0);
+    }
+    let name = "a_file_that_a_stranger_puts_among_those_of_a_log_and_that_its_owner_cannot_open_is_not_in_the_way";
+    let mut reader = HostProcess::start(name, &log, Some(NOBODY));
+    assert_eq!([reader.hear(), reader.hear()], ["one", "one"], "it is read, and followed");
+    assert!(reader.child.wait().unwrap().success());
+}
+
+/// The body of a reading process: says what the log holds.
+fn read_as_told(log: &Path) -> bool {
+    assert!(!rustix::process::geteuid().is_root());
+    let mut text = String::new();
+    LogReader::open(log).unwrap().read_to_string(&mut text).unwrap();
+    println!("SAYS {}", text.trim_end());
+    println!("SAYS {}", String::from_utf8(follow_to_the_end(log)).unwrap().trim_end());
+    true
+}

@@ -189,20 +189,31 @@ impl LogFiles {
         Ok(found.map(|found| found.into_part(number)))
     }
 
-    /// Opens what is called `name`; `None` if that is nothing, or not of this log.
+    /// Opens what is called `name`; `None` if that is nothing, or not of this log, or not for us to read: then its bytes are missing, as if it were gone.
     fn open_name(&self, name: &str) -> io::Result<Option<Opened>> {
+        // Looked at first: what somebody else puts there is not even opened, and whatever opening it would say is no fault of the log.
+        match rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(named) if self.may_belong(&named) => {}
+            Ok(_) | Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        }
         let file = match open_below(self.directory.as_fd(), name) {
             Ok(file) => file,
-            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => return Ok(None),
+            // Another one by now, if it is a link or a FIFO.
+            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO | Errno::ACCESS | Errno::PERM) => return Ok(None),
             Err(errno) => return Err(errno.into()),
         };
         let stat = rustix::fs::fstat(&file)?;
-        if stat.st_uid != self.uid || !FileType::from_raw_mode(stat.st_mode).is_file() {
+        if !self.may_belong(&stat) {
             return Ok(None);
         }
         let mark = (self.mark_of)(file.as_fd(), &self.path.with_file_name(name))?;
         let is_strange = mark.zip(self.worker).is_some_and(|(mark, worker)| mark.worker != worker);
         Ok((!is_strange).then_some(Opened { file, stat, place: mark.map(|mark| mark.place) }))
+    }
+
+    fn may_belong(&self, file: &Stat) -> bool {
+        file.st_uid == self.uid && FileType::from_raw_mode(file.st_mode).is_file()
     }
 
     fn stands_at(&self, file: &Stat, name: &str) -> io::Result<bool> {
