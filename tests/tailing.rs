@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::task::Poll;
 use std::thread;
@@ -1069,6 +1070,58 @@ fn streams_read_in_other_threads_while_the_log_is_rotated() {
             assert!(heard == [text(&expected), COMPLETE], "{format:?}: {:?}", heard.iter().skip(1).collect::<Vec<_>>());
         }
     }
+}
+
+#[test]
+fn streams_in_other_threads_that_are_too_slow_read_every_byte_in_its_place_or_hear_that_it_is_gone() {
+    let deadline = Instant::now() + Duration::from_secs(3);
+    let mut gaps = 0;
+    for _ in 0..50 {
+        let host = Host::new();
+        let policy = LogPolicy::new().bytes_max(4096).files_max(2);
+        // In a raw log every byte has its place: how far it is from the beginning.
+        let mut worker = host.builder().log_format(LogFormat::Raw).log_policy(policy).build().unwrap();
+        let expected: Arc<str> = (0..60_000).map(|number| format!("line {number:08}\n")).collect::<Vec<_>>().concat().into();
+        let (job, mut stdin) = start_cat(&mut worker, cat());
+        let readers: Vec<_> = (0..6)
+            .map(|_| {
+                let (mut stream, expected) = (worker.stream(job).unwrap(), Arc::clone(&expected));
+                thread::spawn(move || {
+                    let (mut place, mut gaps, limit) = (0, 0, Instant::now() + DEADLINE);
+                    loop {
+                        assert!(Instant::now() < limit, "the stream does not end");
+                        match stream.try_next_record() {
+                            Poll::Ready(Ok(Some(record))) => {
+                                let end = place + record.bytes.len();
+                                let wanted = &expected.as_bytes()[place..end];
+                                assert!(record.bytes == wanted, "at byte {place}: {:?}", String::from_utf8_lossy(&record.bytes[..14]));
+                                place = end;
+                            }
+                            Poll::Ready(Err(error)) => {
+                                let Gap(bytes, GapKind::Files) = told(&error) else { panic!("{error:?}") };
+                                (place, gaps) = (place + bytes as usize, gaps + 1);
+                            }
+                            Poll::Ready(Ok(None)) => break,
+                            Poll::Pending => thread::yield_now(),
+                        }
+                    }
+                    assert_eq!((stream.end(), place), (Some(LogEnd::Complete), expected.len()));
+                    gaps
+                })
+            })
+            .collect();
+        let feeder = thread::spawn({
+            let expected = Arc::clone(&expected);
+            move || stdin.write_all(expected.as_bytes()).unwrap()
+        });
+        assert!(finish(&mut worker, job).success());
+        feeder.join().unwrap();
+        gaps += readers.into_iter().map(|reader| reader.join().unwrap()).sum::<u32>();
+        if Instant::now() > deadline {
+            break;
+        }
+    }
+    assert!(gaps > 0, "none of them was too slow");
 }
 
 #[test]

@@ -584,21 +584,26 @@ impl Drop for LogStream {
 
 /// What comes after a file of a log that the loop of this process writes.
 fn live_next(progress: &LogProgress, files: &LogFiles, place: Place, has_ended: bool) -> io::Result<Found> {
-    loop {
+    'again: loop {
         let places = progress.places();
         for (index, next) in places.iter().enumerate().filter(|(_, next)| next.number > place.number) {
-            if let Some(part) = files.open(next.number, index + 1 == places.len())? {
-                return Ok(Found::Next(Part { start: Some(next.start), ..part }));
+            let is_newest = index + 1 == places.len();
+            let Some(part) = files.open(next.number, is_newest)? else { continue };
+            if is_newest && progress.places() != places {
+                // After two rotations it is another file that has the log's own name, and the one that was meant may be gone.
+                continue 'again;
             }
+            return Ok(Found::Next(Part { start: Some(next.start), ..part }));
         }
-        let is_last = places.last().is_none_or(|last| last.number <= place.number);
-        if is_last || progress.places() == places {
+        let last = places.last().filter(|last| last.number > place.number);
+        return Ok(match last {
+            None if has_ended => Found::End(LogEnd::Complete),
+            None => Found::Nothing,
+            Some(_) if progress.places() != places => continue,
+            // The loop is rotating the log just now, and is about to say so.
+            Some(last) if !has_ended && files.is_beyond(last.number)? => Found::Nothing,
             // Where there are others, somebody has deleted them.
-            return Ok(match (is_last, has_ended) {
-                (true, false) => Found::Nothing,
-                (true, true) => Found::End(LogEnd::Complete),
-                (false, _) => Found::End(LogEnd::Deleted),
-            });
-        }
+            Some(_) => Found::End(LogEnd::Deleted),
+        });
     }
 }

@@ -96,10 +96,16 @@ impl LogFiles {
 
     /// File `number`, if it is still there; `is_newest` as it was a moment ago: it may have been rotated since.
     pub(crate) fn open(&self, number: u64, is_newest: bool) -> io::Result<Option<Part>> {
-        // The newest first: if it is rotated after that, it is still the one that we have.
+        // The newest first: if it is rotated after that, it is still the one that we have. If it was rotated before, another one says so itself.
         let newest = if is_newest { self.open_name(&self.name)? } else { None };
+        let newest = newest.filter(|newest| newest.place.is_none_or(|place| place.number == number));
         let full = self.open_full(number)?;
         Ok(full.or_else(|| newest.map(|newest| newest.into_part(number))))
+    }
+
+    /// Whether the newest file says that it comes after `number`.
+    pub(crate) fn is_beyond(&self, number: u64) -> io::Result<bool> {
+        Ok(self.open_name(&self.name)?.and_then(|newest| newest.place).is_some_and(|place| place.number > number))
     }
 
     /// The file that comes after `number`, or the first that is left of those that do; `None` if there is none. Not to be asked before file `number` was seen
