@@ -586,6 +586,30 @@ fn a_strangers_file_among_those_of_a_log_is_not_read() {
 }
 
 #[test]
+fn what_a_stranger_puts_where_files_of_a_log_were_deleted_ends_no_reader() {
+    for format in FORMATS {
+        let (writer, starts) = ten_lines(format, &[0, 1, 2, 5, 7]);
+        let mut readers: Vec<LogReader> = (0..2).map(|_| LogReader::follow(writer.path()).unwrap()).collect();
+        for reader in &mut readers {
+            assert_eq!(reader.next_record().unwrap().unwrap().bytes, b"line 0\n");
+        }
+        for number in 2..=4 {
+            fs::remove_file(writer.rotated(number)).unwrap();
+        }
+        // Before a file that is left, and then before nothing but the newest.
+        fs::create_dir(writer.rotated(3)).unwrap();
+        let other = File::create_new(writer.rotated(4)).unwrap();
+        let mark = WORKER.replace("01", "02") + " cri 4 100";
+        rustix::fs::fsetxattr(&other, "user.iron-exec", mark.as_bytes(), XattrFlags::empty()).unwrap();
+        (&other).write_all(b"a stranger\n").unwrap();
+        let gap = |to: usize| Gap(starts[to] - starts[1], GapKind::Files);
+        assert_eq!(hear_now(&mut readers[0]), [gap(6), text(&lines(6..10))]);
+        fs::remove_file(writer.rotated(5)).unwrap();
+        assert_eq!(hear_now(&mut readers[1]), [gap(8), text(&lines(8..10))]);
+    }
+}
+
+#[test]
 fn marks_and_names_that_make_no_sense_are_read_without_harm() {
     for (number, start) in [(u64::MAX, u64::MAX), (2, u64::MAX), (1, 5), (0, 0), (3, 0)] {
         let (mut writer, _) = ten_lines(LogFormat::Cri, &[4]);

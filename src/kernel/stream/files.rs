@@ -121,13 +121,18 @@ impl LogFiles {
                 return Ok(Some(part));
             }
             let named = newest.as_ref().and_then(|newest| newest.place).map(|place| place.number);
-            if named != Some(next)
-                && let Some(later) = self.numbers()?.into_iter().find(|later| *later > next && named.is_none_or(|named| *later < named))
-            {
-                match self.open_full(later)? {
-                    Some(part) => return Ok(Some(part)),
-                    // Deleted meanwhile, or not ready: look again.
-                    None => continue,
+            if named != Some(next) {
+                // What does not open is a stranger's, not ready, or was deleted meanwhile.
+                for later in self.numbers()?.into_iter().filter(|later| *later > next && named.is_none_or(|named| *later < named)) {
+                    if let Some(part) = self.open_full(later)? {
+                        return Ok(Some(part));
+                    }
+                }
+                if let Some(newest) = &newest
+                    && !self.is_newest(&newest.stat)?
+                {
+                    // Rotated meanwhile: others may have come before it.
+                    continue;
                 }
             }
             // A mark in a table may be that of the file before: it is written a moment later.
