@@ -708,6 +708,73 @@ fn a_torn_record_that_its_writer_takes_back_is_no_truncation() {
 }
 
 #[test]
+fn a_log_that_has_lost_its_end_is_not_read_again() {
+    for format in FORMATS {
+        for begin in [LogPosition::Start, LogPosition::Offset(1), LogPosition::LastLines(2), LogPosition::End] {
+            let mut writer = Writer::new(format);
+            // The worker appends.
+            writer.newest = File::options().append(true).open(writer.path()).unwrap();
+            let ends: Vec<u64> = (0..3).map(|number| (writer.write(number, Stdout, &format!("line {number}\n")), writer.end()).1).collect();
+            let mut reader = LogReader::follow_with(writer.path(), &from(begin)).unwrap();
+            let mut at_end = LogReader::follow_with(writer.path(), &from(LogPosition::End)).unwrap();
+            hear_now(&mut reader);
+            // A batch of which whole records were written, and one that was not, because the disk is full.
+            writer.write(3, Stdout, "line 3\n");
+            writer.write(4, Stdout, "line 4\n");
+            writer.newest.write_all(&record(5, Stdout, "torn", Ending::Newline)[..if format == LogFormat::Cri { 40 } else { 0 }]).unwrap();
+            assert_eq!(hear_now(&mut reader), [text(&lines(3..5))]);
+            writer.newest.set_len(ends[2]).unwrap();
+            assert_eq!(hear_now(&mut reader), [Truncated]);
+            assert_eq!(reader.offset(), ends[2]);
+            writer.write(6, Stdout, "line 6\n");
+            assert_eq!(hear_now(&mut reader), [text("line 6\n")]);
+            // And again, at the end.
+            writer.newest.set_len(ends[1]).unwrap();
+            writer.seal();
+            assert_eq!(hear_now(&mut reader), [Truncated, COMPLETE]);
+            assert_eq!(hear_now(&mut at_end), [Truncated, COMPLETE], "what is left is before what was asked for");
+        }
+    }
+}
+
+#[test]
+fn a_log_that_is_cut_in_the_middle_of_a_record_goes_on_with_the_next() {
+    let mut writer = Writer::new(LogFormat::Cri);
+    writer.newest = File::options().append(true).open(writer.path()).unwrap();
+    let mut reader = LogReader::follow(writer.path()).unwrap();
+    let whole = writer.write(0, Stdout, "line 0\n");
+    writer.write(1, Stdout, "line 1\n");
+    assert_eq!(hear_now(&mut reader), [text(&lines(0..2))]);
+    writer.newest.set_len(whole + 40).unwrap();
+    assert_eq!(hear_now(&mut reader), [Truncated]);
+    writer.newest.write_all(b" ended\n").unwrap();
+    writer.write(2, Stdout, "line 2\n");
+    assert_eq!(hear_now(&mut reader), [text("line 2\n")]);
+}
+
+#[test]
+fn a_log_that_was_begun_anew_before_it_was_looked_at_is_read_from_its_beginning() {
+    for format in FORMATS {
+        let mut writer = Writer::new(format);
+        writer.newest = File::options().append(true).open(writer.path()).unwrap();
+        for number in 0..3 {
+            writer.write(number, Stdout, &format!("line {number}\n"));
+        }
+        let mut time = 3;
+        for begin in [LogPosition::Start, LogPosition::LastLines(1)] {
+            let mut reader = LogReader::follow_with(writer.path(), &from(begin)).unwrap();
+            hear_now(&mut reader);
+            writer.write(3, Stdout, "line 3\n");
+            assert_eq!(hear_now(&mut reader), [text("line 3\n")]);
+            time += 1;
+            writer.newest.set_len(0).unwrap();
+            writer.write(time, Stdout, &format!("{time}\n"));
+            assert_eq!(hear_now(&mut reader), [Truncated, text(&format!("{time}\n"))]);
+        }
+    }
+}
+
+#[test]
 fn a_torn_record_is_none_at_the_end_and_told_once_in_the_middle() {
     for tail in [&record(9, Stdout, "torn", Ending::Newline)[..37], b"2026", &[0; 5000]] {
         let (mut writer, _) = ten_lines(LogFormat::Cri, &[3]);

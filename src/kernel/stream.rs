@@ -37,6 +37,9 @@ const READ_BYTES: usize = 64 << 10;
 /// A record longer than this is no record of ours: the file was changed.
 const RECORD_BYTES_MAX: usize = 16 << 20;
 
+/// How much of the beginning of a file is remembered: in the CRI format that is more than a time, which no other file has.
+const HEAD_BYTES: usize = 128;
+
 /// Where a stream learns that there is more, or that there will be no more.
 #[derive(Debug)]
 pub(crate) enum Source {
@@ -74,6 +77,10 @@ impl Source {
 ///
 /// It reads on through the files of a log that is rotated, without losing or repeating a byte; where files were deleted before they were read, it says how much
 /// is missing ([`StreamError::Gap`]).
+///
+/// Where bytes were cut off a file that had been read already, it says so ([`StreamError::Truncated`]). If the file still begins as it did, it goes on where
+/// that ends now, and repeats nothing (a writer on a full disk takes records back that it could not write in one piece with others; a record that is cut in the
+/// middle is passed over); else the file was begun anew, and is read from its beginning.
 #[derive(Debug)]
 pub struct LogStream {
     files: LogFiles,
@@ -83,6 +90,8 @@ pub struct LogStream {
     place: Place,
     /// Where in it the next read begins.
     position: u64,
+    /// How the file begins, as far as it was read: what tells one that has lost its end from one that was begun anew.
+    head: Vec<u8>,
     /// The file that comes next; this one is read to its end first.
     next: Option<Part>,
     /// How the log ends; what is in the file is read first.
@@ -179,11 +188,15 @@ impl LogStream {
             notices.push_back(StreamError::Gap { path: files.path().to_owned(), bytes: begin.missing, kind: GapKind::Files });
         }
         let since = if let LogPosition::Since(time) = options.position { Some(time) } else { None };
+        // No more than stands before what is read: the rest may still be taken back. Without it, a file that is cut is read from its beginning.
+        let head_length = usize::try_from(begin.position).unwrap_or(usize::MAX).min(HEAD_BYTES);
+        let head = if head_length > 0 { read_head(&begin.file, head_length).unwrap_or_default() } else { Vec::new() };
         Self {
             files,
             file: begin.file,
             place: begin.place,
             position: begin.position,
+            head,
             next: None,
             closing: None,
             end: None,
@@ -448,7 +461,7 @@ impl LogStream {
                 Found::Next(part) => self.next = Some(part),
                 Found::End(end) => self.closing = Some(end),
                 Found::Cut(size) => {
-                    if self.take_back(size) {
+                    if self.take_back(size)? {
                         return Poll::Ready(Ok(()));
                     }
                 }
@@ -514,21 +527,41 @@ impl LogStream {
     }
 
     /// The file was cut to `size` bytes. Whether that is to be told: a writer that could not write takes back what was torn.
-    fn take_back(&mut self, size: u64) -> bool {
+    fn take_back(&mut self, size: u64) -> io::Result<bool> {
         let whole = self.position - self.unread.len() as u64;
-        let is_torn_only = size >= whole;
         self.unread = 0..0;
-        self.position = if is_torn_only { whole } else { 0 };
-        if is_torn_only {
-            return false;
+        if size >= whole {
+            self.position = whole;
+            self.head.truncate(usize::try_from(whole).unwrap_or(usize::MAX));
+            return Ok(false);
         }
-        self.in_record = false;
+        if self.begins_as_before(size)? {
+            // Only its end is gone: what is left was read.
+            (self.position, self.in_record) = (size, self.format == LogFormat::Cri && self.byte_before(size)? != Some(b'\n'));
+            self.head.truncate(usize::try_from(size).unwrap_or(usize::MAX));
+        } else {
+            (self.position, self.in_record) = (0, false);
+            self.head.clear();
+        }
         if let Source::Live { told, is_measured, .. } = &mut self.source {
             // There may be something already.
             (*told, *is_measured) = (u64::MAX, true);
         }
         self.notices.push_back(StreamError::Truncated { path: self.path().to_owned() });
-        true
+        Ok(true)
+    }
+
+    /// Whether the first `size` bytes of the file, as many of them as are remembered, are what they were.
+    fn begins_as_before(&self, size: u64) -> io::Result<bool> {
+        let known = usize::try_from(size).unwrap_or(usize::MAX).min(self.head.len());
+        Ok(known > 0 && read_head(&self.file, known)? == self.head.get(..known).unwrap_or_default())
+    }
+
+    fn byte_before(&self, position: u64) -> io::Result<Option<u8>> {
+        let mut byte = [0; 1];
+        let Some(before) = position.checked_sub(1) else { return Ok(None) };
+        let count = rustix::io::retry_on_intr(|| rustix::io::pread(&self.file, &mut byte, before))?;
+        Ok(byte.first().copied().filter(|_| count > 0))
     }
 
     /// Goes on with the next file. Notes what is missing between the two.
@@ -552,8 +585,17 @@ impl LogStream {
         self.file = next.file;
         self.place = Place { number: next.number, start: next.start.unwrap_or(end) };
         (self.position, self.unread, self.in_record) = (0, 0..0, false);
+        self.head.clear();
         if let Source::Live { is_measured, .. } = &mut self.source {
             *is_measured = false;
+        }
+    }
+
+    /// The last `count` unread bytes were read at `position`: remembers them, if the file begins with them.
+    fn note_head(&mut self, count: usize, position: u64) {
+        if self.head.len() < HEAD_BYTES && position == self.head.len() as u64 {
+            let read = self.buffer.get(self.unread.end - count..self.unread.end).unwrap_or_default();
+            self.head.extend_from_slice(read.get(..HEAD_BYTES - self.head.len()).unwrap_or(read));
         }
     }
 
@@ -565,6 +607,7 @@ impl LogStream {
         let space = self.buffer.get_mut(self.unread.end..).unwrap_or_default();
         let count = rustix::io::retry_on_intr(|| rustix::io::pread(&self.file, &mut *space, self.position))?;
         self.unread.end += count;
+        self.note_head(count, self.position);
         self.position += count as u64;
         if self.unread.is_empty() {
             // Nothing came: a reader that waits holds no buffer.
@@ -580,6 +623,14 @@ impl Drop for LogStream {
             drop(progress.strike_off(*id));
         }
     }
+}
+
+/// The first `length` bytes of a file, or fewer, if it is shorter.
+fn read_head(file: &OwnedFd, length: usize) -> io::Result<Vec<u8>> {
+    let mut head = vec![0; length];
+    let count = rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut head[..], 0))?;
+    head.truncate(count);
+    Ok(head)
 }
 
 /// What comes after a file of a log that the loop of this process writes.
