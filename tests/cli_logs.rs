@@ -190,6 +190,38 @@ fn a_log_is_found_by_the_id_of_its_job() {
 }
 
 #[test]
+fn a_log_is_found_by_the_id_of_its_job_whatever_else_is_called_so() {
+    let host = Host::new();
+    let log = log_of(&host, &[], "echo found");
+    let id = log.file_stem().unwrap().to_str().unwrap().rsplit_once('_').unwrap().1.to_owned();
+    let of_id = || run(bare_tool("logs").arg("--log-dir").arg(host.log_dir.path()).arg(&id));
+    // Whatever the order of the directory, some of them come before the log.
+    let name = |program: &str| host.log_dir.path().join(format!("{program}_{id}.log"));
+    for number in 0..20 {
+        fs::create_dir(name(&format!("directory{number}"))).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", name(&format!("link{number}"))).unwrap();
+        let fifo = std::process::Command::new("mkfifo").arg(name(&format!("fifo{number}"))).status().unwrap();
+        assert!(fifo.success());
+    }
+    assert_eq!((of_id().code, of_id().out().as_str()), (0, "found\n"));
+    if common::not_root() {
+        return;
+    }
+    let of_nobody = |program: &str| {
+        fs::write(name(program), "forged\n").unwrap();
+        std::os::unix::fs::chown(name(program), Some(65534), None).unwrap();
+    };
+    (0..20).for_each(|number| of_nobody(&format!("forged{number}")));
+    assert_eq!((of_id().code, of_id().out().as_str()), (0, "found\n"), "our own is the one");
+    fs::remove_file(&log).unwrap();
+    let ran = of_id();
+    assert_eq!((ran.code, ran.out().as_str()), (125, ""));
+    assert!(ran.err().contains("give the file itself"), "{}", ran.err());
+    (1..20).for_each(|number| fs::remove_file(name(&format!("forged{number}"))).unwrap());
+    assert_eq!((of_id().code, of_id().out().as_str()), (0, "forged\n"), "root reads what others have");
+}
+
+#[test]
 fn what_is_missing_or_truncated_or_deleted_is_said_and_not_all_is_well() {
     let host = Host::new();
     let path = host.log_dir.path().join("gap.log");

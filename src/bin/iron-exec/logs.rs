@@ -1,6 +1,7 @@
 //! `iron-exec logs`: a log on our own stdout and stderr.
 
 use std::io::IsTerminal;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -113,14 +114,34 @@ fn find(args: &LogsArgs) -> Result<PathBuf, Fault> {
     let Some(job) = job else { return Ok(args.file.clone()) };
     let failed = |error: std::io::Error| Fault::new(format!("looking for the log in {}: {error}", args.log_dir.display()));
     let end = format!("_{job}.log");
+    let us = rustix::process::geteuid();
+    let (mut others, mut is_ambiguous): (Option<(PathBuf, u32)>, bool) = (None, false);
     for entry in std::fs::read_dir(&args.log_dir).map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name();
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
         // An earlier file will do: the newest may be missing for a moment.
-        if let Some((program, _)) = name.to_str().and_then(|name| name.split_once(&end)) {
-            return Ok(args.log_dir.join(format!("{program}{end}")));
+        let Some((program, _)) = name.to_str().and_then(|name| name.split_once(&end)) else { continue };
+        // Of the entry itself, not of what a link points at. One that is gone meanwhile was an earlier file.
+        let Some(file) = entry.metadata().ok().filter(std::fs::Metadata::is_file) else { continue };
+        let path = args.log_dir.join(format!("{program}{end}"));
+        if file.uid() == us.as_raw() {
+            return Ok(path);
         }
+        if let Some((other, uid)) = &others
+            && (*other != path || *uid != file.uid())
+        {
+            is_ambiguous = true;
+        }
+        others.get_or_insert((path, file.uid()));
     }
-    Err(no_log(job, &args.log_dir))
+    // In a directory like /tmp anybody can call a file so. Root reads the logs of others, too, if it is plain which one is meant.
+    match others.filter(|_| us.is_root()) {
+        Some(_) if is_ambiguous => {
+            Err(Fault::new(format!("several users have a log of job {job} in {}: give the file itself", args.log_dir.display())))
+        }
+        Some((path, _)) => Ok(path),
+        None => Err(no_log(job, &args.log_dir)),
+    }
 }
 
 fn no_log(job: JobId, directory: &Path) -> Fault {
