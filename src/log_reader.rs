@@ -65,7 +65,8 @@ struct Following {
 }
 
 impl LogReader {
-    /// Reads what is in the log now.
+    /// Reads what is in the log, to the end that it has when it is reached: a log that is being written faster than it is read has none before its writer slows
+    /// down.
     ///
     /// # Errors
     /// [`StreamError::Io`] if the file cannot be opened, or is no regular file.

@@ -280,7 +280,8 @@ impl Worker {
         self.stream_with(job, &ReadOptions::new())
     }
 
-    /// As [`stream`](Self::stream), for one of the two streams or both, and from where `options` say.
+    /// As [`stream`](Self::stream), for one of the two streams or both, and from where `options` say. It blocks while that place is looked up in the files: for
+    /// [`LastLines`](crate::LogPosition::LastLines) of a stream that has written little, they may be read to their beginning.
     ///
     /// # Errors
     /// As `stream`, and [`StreamError::NotSeparable`] for one stream of a raw log that has two, [`StreamError::NoTimes`] for a time in a raw log.
