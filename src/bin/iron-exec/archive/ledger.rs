@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
@@ -90,9 +90,28 @@ fn duplicate(number: i32) -> Result<OwnedFd, Errno> {
     }
 }
 
-/// As [`duplicate`], for pipes and files.
+/// As [`duplicate`], for pipes and files. What is opened anew begins at the beginning, and is set to where the descriptor stands. It appends only if that does:
+/// the end of a file that cannot grow is no place to write to.
 fn reopen(number: i32) -> Result<OwnedFd, Errno> {
-    rustix::fs::open(format!("/proc/self/fd/{number}"), OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC, Mode::empty())
+    let (position, flags) = standing_of(number)?;
+    let access = if (flags & OFlags::ACCMODE).is_empty() { OFlags::RDONLY } else { OFlags::WRONLY };
+    let flags = access | (flags & OFlags::APPEND) | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(format!("/proc/self/fd/{number}"), flags, Mode::empty())?;
+    match rustix::fs::seek(&fd, SeekFrom::Start(position)) {
+        // A pipe or a terminal has no positions.
+        Ok(_) | Err(Errno::SPIPE) => Ok(fd),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Where in its file a descriptor stands, and how it is open.
+fn standing_of(number: i32) -> Result<(u64, OFlags), Errno> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}"));
+    let text = text.map_err(|error| Errno::from_io_error(&error).filter(|errno| *errno != Errno::NOENT).unwrap_or(Errno::BADF))?;
+    let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+    let position = value("pos:").and_then(|value| value.parse().ok()).ok_or(Errno::IO)?;
+    let flags = value("flags:").and_then(|value| u32::from_str_radix(value, 8).ok()).ok_or(Errno::IO)?;
+    Ok((position, OFlags::from_bits_retain(flags)))
 }
 
 fn refused(number: i32, reason: &str) -> Fault {
@@ -119,7 +138,12 @@ pub(crate) fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
+    use std::io::Write;
     use std::os::fd::AsRawFd;
+    use std::os::unix::fs::FileExt;
+
+    use rustix::fs::{MemfdFlags, SealFlags};
 
     #[test]
     fn a_line_holds_the_fate_and_the_name_and_stays_one_line() {
@@ -141,6 +165,41 @@ mod tests {
         let mut text = String::new();
         std::io::Read::read_to_string(&mut std::fs::File::from(reader), &mut text).unwrap();
         assert_eq!(text, "failed\twhy\tlog\n".repeat(2));
+    }
+
+    fn write_reopened(number: i32, name: &str) {
+        Ledger { fd: Some(reopen(number).unwrap()) }.write(&Fate::Failed("why".to_owned()), OsStr::new(name)).unwrap();
+    }
+
+    #[test]
+    fn a_report_in_memory_that_cannot_grow_is_written_from_where_it_stands() {
+        // As a worker makes it for its archive.
+        let report = rustix::fs::memfd_create("report", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+        rustix::fs::ftruncate(&report, 4096).unwrap();
+        rustix::fs::fcntl_add_seals(&report, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL).unwrap();
+        let mut file = File::from(report);
+        file.write_all(b"before\n").unwrap();
+        write_reopened(file.as_raw_fd(), "log");
+        let mut bytes = vec![0; 4096];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(bytes.split(|byte| *byte == 0).next().unwrap(), b"before\nfailed\twhy\tlog\n");
+    }
+
+    #[test]
+    fn what_is_opened_anew_appends_only_where_the_descriptor_does() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("report");
+        std::fs::write(&path, "before\n").unwrap();
+        let appending = File::options().append(true).open(&path).unwrap();
+        write_reopened(appending.as_raw_fd(), "a");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "before\nfailed\twhy\ta\n");
+        let mut writing = File::create(&path).unwrap();
+        writing.write_all(b"one\n").unwrap();
+        write_reopened(writing.as_raw_fd(), "b");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\nfailed\twhy\tb\n");
+        let reading = File::open(&path).unwrap();
+        assert!(rustix::io::write(reopen(reading.as_raw_fd()).unwrap(), b"x").is_err());
+        assert_eq!(reopen(987_654).unwrap_err(), Errno::BADF);
     }
 
     #[test]
