@@ -118,6 +118,7 @@ pub(crate) struct LogScan {
     tabled: HashMap<Box<str>, Mark>,
     /// What is left of that while it is forgotten.
     going: Option<hash_map::IntoIter<Box<str>, Mark>>,
+    /// Which workers live. One that does may be taken to for the rest of the scan; one that is dead is asked again before anything is done about it.
     lives: HashMap<Uuid, bool>,
     /// Workers with a lock or a table that were dead before the first log was looked at.
     dead: Vec<Uuid>,
@@ -220,8 +221,8 @@ impl LogScan {
         going.len() > 0
     }
 
-    /// Deletes a file, if it is still what was seen.
-    pub(crate) fn delete(&self, name: &str, seen: FileSeen) -> io::Result<Deletion> {
+    /// Deletes a file, if it is still what was seen, and no worker that lives is writing it.
+    pub(crate) fn delete(&mut self, name: &str, seen: FileSeen) -> io::Result<Deletion> {
         let stat = match rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             Err(Errno::NOENT) => return Ok(Deletion::Absent),
@@ -229,6 +230,13 @@ impl LogScan {
         };
         if !self.is_candidate(&stat) || file_seen(&stat) != seen {
             return Ok(Deletion::Changed);
+        }
+        if !is_sealed(&stat) {
+            let Some(fd) = self.open_candidate(name, OFlags::RDONLY)? else { return Ok(Deletion::Changed) };
+            let mark = self.mark_of(fd.as_fd(), name)?;
+            if mark.is_none_or(|(mark, _)| !self.is_still_dead(mark.worker)) {
+                return Ok(Deletion::Changed);
+            }
         }
         match rustix::fs::unlinkat(&self.directory, name, AtFlags::empty()) {
             Ok(()) => Ok(Deletion::Deleted),
@@ -265,6 +273,8 @@ impl LogScan {
         }
         if !is_more {
             self.stage = Stage::Tables;
+            // A worker that had not locked its lock yet looked dead. Whoever has a log has locked it, so what is found out from the logs on holds.
+            self.lives.retain(|_, lives| *lives);
         }
         Ok(())
     }
@@ -369,6 +379,7 @@ impl LogScan {
         let Ok(Some((mark, _))) = self.mark_of(fd.as_fd(), name) else { return };
         if self.rights.repairs
             && !self.is_alive(mark.worker)
+            && self.is_still_dead(mark.worker)
             && let Ok(stat) = rustix::fs::fstat(&fd)
         {
             // If this fails it is tried again in the next pass, and nothing depends on it.
@@ -381,9 +392,13 @@ impl LogScan {
         let Some(fd) = self.open_candidate(name, OFlags::RDONLY)? else { return Ok(None) };
         let Some((mark, is_tabled)) = self.mark_of(fd.as_fd(), name)? else { return Ok(None) };
         // The lock comes first: a log that is not sealed after its worker was seen to be dead never will be.
-        let worker_lives = self.is_alive(mark.worker);
+        let mut worker_lives = self.is_alive(mark.worker);
         let mut stat = rustix::fs::fstat(&fd)?;
-        let is_sealed = |stat: &Stat| stat.st_mode & 0o222 == 0;
+        if !is_sealed(&stat) && !worker_lives {
+            worker_lives = !self.is_still_dead(mark.worker);
+            // What it was when its worker was seen to be dead counts.
+            stat = rustix::fs::fstat(&fd)?;
+        }
         let mut changed_at = None;
         if !is_sealed(&stat) && !worker_lives {
             if self.rights.repairs {
@@ -462,12 +477,22 @@ impl LogScan {
         if let Some(lives) = self.lives.get(&worker) {
             return *lives;
         }
+        self.ask_whether_alive(worker)
+    }
+
+    /// As [`is_alive`](Self::is_alive), right before something is done that a worker that lives would not survive: one that has made its lock and not locked it
+    /// yet looked dead, and may have begun to write since then.
+    fn is_still_dead(&mut self, worker: Uuid) -> bool {
+        self.rights.own != Some(worker) && !self.ask_whether_alive(worker)
+    }
+
+    fn ask_whether_alive(&mut self, worker: Uuid) -> bool {
         let lives = match self.open_lock(worker) {
             Ok(None) => false,
             Ok(Some(lock)) => rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_err(),
             Err(_) => true,
         };
-        if self.lives.len() < WORKERS_HELD_MAX {
+        if self.lives.len() < WORKERS_HELD_MAX || self.lives.contains_key(&worker) {
             self.lives.insert(worker, lives);
         }
         lives
@@ -538,6 +563,11 @@ fn whole_length(file: &File, length: u64, read_bytes: &mut u64) -> io::Result<u6
     Ok(0)
 }
 
+/// Whether nobody is to write it any more.
+fn is_sealed(stat: &Stat) -> bool {
+    stat.st_mode & 0o222 == 0
+}
+
 fn file_seen(stat: &Stat) -> FileSeen {
     let seconds = u64::try_from(stat.st_ctime).unwrap_or(0);
     let changed = seconds.saturating_mul(1_000_000_000).saturating_add(stat.st_ctime_nsec);
@@ -561,4 +591,97 @@ fn next_names(directory: BorrowedFd<'_>, buffer: &mut [MaybeUninit<u8>], names: 
         }
     }
     Ok(is_more)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use rustix::fs::XattrFlags;
+
+    use super::*;
+    use crate::logic::names::{entry_name, log_name};
+    use crate::model::id::JobId;
+
+    /// The worker that looks, and another one.
+    const OWN: Uuid = Uuid::from_u128(8);
+    const OTHER: Uuid = Uuid::from_u128(7);
+
+    fn name_of(number: u128) -> String {
+        log_name(&entry_name("make", JobId::from(Uuid::from_u128(number))))
+    }
+
+    /// A log of the other worker that is not sealed and ends in a torn record.
+    fn plant(directory: &Path, name: &str) -> PathBuf {
+        let path = directory.join(name);
+        fs::write(&path, "torn").unwrap();
+        rustix::fs::setxattr(&path, MARK_XATTR, format!("{OTHER} cri").as_bytes(), XattrFlags::empty()).unwrap();
+        path
+    }
+
+    /// The other worker's lock, not locked.
+    fn make_lock(directory: &Path) -> File {
+        let locks = directory.join(locks_name(rustix::process::geteuid().as_raw()));
+        File::create(locks.join(lock_name(OTHER))).unwrap()
+    }
+
+    fn lock(lock: &File) {
+        rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+    }
+
+    /// Goes on up to the logs.
+    fn go_up_to_logs(scan: &mut LogScan) {
+        while !matches!(scan.stage, Stage::Logs) {
+            assert!(scan.step(0, |found| panic!("{found:?}")).unwrap());
+        }
+    }
+
+    /// The rest of a scan; what it finds.
+    fn finish(scan: &mut LogScan) -> (Vec<(String, LogFileSeen)>, usize) {
+        let (mut logs, mut leftovers) = (Vec::new(), 0);
+        while scan
+            .step(0, |found| match found {
+                Found::Log(name, seen) => logs.push((name.log.to_owned(), seen)),
+                Found::Leftover(_) => leftovers += 1,
+                Found::Failure(failure) => panic!("{failure}"),
+            })
+            .unwrap()
+        {}
+        (logs, leftovers)
+    }
+
+    #[test]
+    fn a_worker_that_locks_its_lock_during_a_scan_lives_from_then_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let log_dir = LogDir::open(directory.path(), OWN).unwrap();
+        let other = make_lock(directory.path());
+        let (log, next) = (plant(directory.path(), &name_of(1)), plant(directory.path(), &format!("{}.000001.next", name_of(1))));
+        let mut scan = log_dir.scan().unwrap();
+        go_up_to_logs(&mut scan);
+        // Asked for in between, too, it still looks dead.
+        assert!(!scan.is_alive(OTHER));
+        lock(&other);
+        let (logs, leftovers) = finish(&mut scan);
+        assert_eq!((logs.len(), leftovers), (1, 0));
+        assert_eq!((logs[0].1.state, logs[0].1.worker_lives), (LogState::Live, true));
+        assert_eq!((fs::read(&log).unwrap(), next.exists()), (b"torn".to_vec(), true));
+        assert!(scan.is_alive(OTHER));
+    }
+
+    #[test]
+    fn what_is_not_sealed_is_not_deleted_once_its_worker_lives() {
+        let directory = tempfile::tempdir().unwrap();
+        let _log_dir = LogDir::open(directory.path(), OWN).unwrap();
+        let other = make_lock(directory.path());
+        let log = plant(directory.path(), &name_of(1));
+        let mut scan = LogScan::open(directory.path()).unwrap();
+        let (logs, _) = finish(&mut scan);
+        assert_eq!(logs[0].1.state, LogState::Leftover);
+        let seen = file_seen(&rustix::fs::stat(&log).unwrap());
+        lock(&other);
+        assert_eq!(scan.delete(&name_of(1), seen).unwrap(), Deletion::Changed);
+        assert!(log.exists());
+        drop(other);
+        assert_eq!(scan.delete(&name_of(1), seen).unwrap(), Deletion::Deleted);
+    }
 }
