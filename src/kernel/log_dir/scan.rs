@@ -360,11 +360,15 @@ impl LogScan {
             let Some(log) = LogName::parse(&name) else { continue };
             match self.look(&name, now, &mut repair_bytes, tell) {
                 Ok(Some(seen)) => tell(Found::Log(log, seen)),
-                Ok(None) => {}
+                // What could not be looked at, or has a second name for now, may need its table yet.
+                Ok(None) => self.need_table_of(&name),
                 Err(error) if matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::MFILE | Errno::NFILE)) => {
                     return Err(self.failure("looking at", &name, &error));
                 }
-                Err(error) => tell(Found::Failure(self.failure("looking at", &name, &error))),
+                Err(error) => {
+                    self.need_table_of(&name);
+                    tell(Found::Failure(self.failure("looking at", &name, &error)));
+                }
             }
         }
         if !self.names.is_empty() {
@@ -460,12 +464,22 @@ impl LogScan {
                 let text = value.get(..length).and_then(|text| std::str::from_utf8(text).ok());
                 Ok(text.and_then(Mark::decode).map(|mark| (mark, false)))
             }
-            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE) => {
-                // A file that was rotated was marked under the log's own name, before that.
-                let of_log = || LogName::parse(name).and_then(|parsed| self.tabled.get(parsed.log));
-                Ok(self.tabled.get(name).or_else(of_log).map(|mark| (*mark, true)))
-            }
+            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE) => Ok(self.tabled_mark(name).map(|mark| (mark, true))),
             Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// What the tables say of a file.
+    fn tabled_mark(&self, name: &str) -> Option<Mark> {
+        // A file that was rotated was marked under the log's own name, before that.
+        let of_log = || LogName::parse(name).and_then(|parsed| self.tabled.get(parsed.log));
+        self.tabled.get(name).or_else(of_log).copied()
+    }
+
+    /// Keeps the table that names a file, if there is one.
+    fn need_table_of(&mut self, name: &str) {
+        if let Some(mark) = self.tabled_mark(name) {
+            self.needed.insert(mark.worker);
         }
     }
 
@@ -666,6 +680,41 @@ mod tests {
         assert_eq!((logs[0].1.state, logs[0].1.worker_lives), (LogState::Live, true));
         assert_eq!((fs::read(&log).unwrap(), next.exists()), (b"torn".to_vec(), true));
         assert!(scan.is_alive(OTHER));
+    }
+
+    fn table_path(directory: &Path) -> PathBuf {
+        directory.join(locks_name(rustix::process::geteuid().as_raw())).join(table_name(OTHER))
+    }
+
+    /// A sealed log without the attribute.
+    fn plant_bare(directory: &Path, number: u128) -> PathBuf {
+        let path = directory.join(name_of(number));
+        fs::write(&path, "").unwrap();
+        rustix::fs::chmod(&path, FileMode::from_raw_mode(0o400)).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_table_stays_while_a_log_that_it_names_cannot_be_looked_at() {
+        let directory = tempfile::tempdir().unwrap();
+        let log_dir = LogDir::open(directory.path(), OWN).unwrap();
+        let log = plant_bare(directory.path(), 1);
+        let table = table_path(directory.path());
+        fs::write(&table, format!("{} {OTHER} cri\n", name_of(1))).unwrap();
+        let found = || {
+            let mut scan = log_dir.scan().unwrap();
+            let found = finish(&mut scan).0.len();
+            while scan.clear_locks() {}
+            found
+        };
+        // As a backup does it.
+        let backup = directory.path().join("backup");
+        fs::hard_link(&log, &backup).unwrap();
+        assert_eq!((found(), table.exists()), (0, true));
+        fs::remove_file(&backup).unwrap();
+        assert_eq!((found(), table.exists()), (1, true));
+        fs::remove_file(&log).unwrap();
+        assert_eq!((found(), table.exists()), (0, false));
     }
 
     #[test]
