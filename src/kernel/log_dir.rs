@@ -3,7 +3,7 @@
 pub(crate) mod scan;
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ use crate::model::output::LogFormat;
 /// The extended attribute of a log that names its worker and format.
 pub(crate) const MARK_XATTR: &str = "user.iron-exec";
 
-/// What is read of a table, in bytes: half a million logs.
+/// What is read of a table, in bytes, from its end back: half a million logs, the last ones.
 const TABLE_BYTES_MAX: u64 = 64 << 20;
 
 /// Lines of its table that an ending worker looks at to see whether one of those logs is still there. A longer table stays.
@@ -96,12 +96,16 @@ fn mark_in_table(table: &Path, log: &str) -> io::Result<Option<Mark>> {
         Err(Errno::NOENT | Errno::LOOP | Errno::ACCESS) => return Ok(None),
         Err(errno) => return Err(errno.into()),
     };
-    if !file.metadata()?.is_file() {
+    let meta = file.metadata()?;
+    if !meta.is_file() {
         return Ok(None);
     }
-    let mut text = Vec::new();
+    let (mut text, start) = (Vec::new(), meta.len().saturating_sub(TABLE_BYTES_MAX));
+    (&file).seek(SeekFrom::Start(start))?;
     file.take(TABLE_BYTES_MAX).read_to_end(&mut text)?;
-    let text = String::from_utf8_lossy(&text);
+    // In the middle of a table the first line is a part of one.
+    let first = if start == 0 { 0 } else { memchr::memchr(b'\n', &text).map_or(text.len(), |end| end + 1) };
+    let text = String::from_utf8_lossy(text.get(first..).unwrap_or_default());
     let mark_in = |line: &str, name: &str| line.strip_prefix(name)?.strip_prefix(' ').and_then(Mark::decode);
     // A name that was given to one file after the other belongs to the last.
     let own = text.lines().rev().find_map(|line| mark_in(line, log));
@@ -326,4 +330,28 @@ fn make_lock(locks: BorrowedFd<'_>, worker: Uuid) -> Result<OwnedFd, Errno> {
         }
     }
     Err(Errno::AGAIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn of_a_table_that_is_too_long_the_last_lines_are_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("table");
+        let log = |number: u128| format!("make_{}.log", Uuid::from_u128(number));
+        let line = |number: u128| format!("{} {} cri\n", log(number), Uuid::from_u128(7));
+        let mut table = File::create(&path).unwrap();
+        table.write_all(line(1).as_bytes()).unwrap();
+        assert!(mark_in_table(&path, &log(1)).unwrap().is_some());
+        // A hole is a long line of zeros; a part of it is where the reading begins.
+        table.set_len(TABLE_BYTES_MAX).unwrap();
+        table.seek(SeekFrom::End(0)).unwrap();
+        table.write_all(format!("\n{}", line(2)).as_bytes()).unwrap();
+        assert!(mark_in_table(&path, &log(2)).unwrap().is_some());
+        assert_eq!(mark_in_table(&path, &log(1)).unwrap(), None);
+    }
 }

@@ -28,6 +28,12 @@ const SLICE_BYTES: usize = 4 << 10;
 /// Bytes of a table that one slice reads.
 const TABLE_SLICE_BYTES: usize = 64 << 10;
 
+/// Bytes of a table that one slice reads when it looks whether each name is still there: some 80 names.
+const CHECKED_SLICE_BYTES: usize = 8 << 10;
+
+/// Names of tables that are held in mind unseen. A table only grows while its worker lives, so beyond that a name counts only if it is still there.
+const UNCHECKED_LOGS_MAX: usize = 10_000;
+
 /// Names of tables that are held in mind, and with each some 150 bytes. Logs beyond that are not known as ours, and stay.
 const TABLED_LOGS_MAX: usize = 200_000;
 
@@ -299,11 +305,15 @@ impl LogScan {
             }
             return Ok(());
         }
-        let Some(table) = &mut self.table else { return Ok(()) };
-        let mut bytes = vec![0; TABLE_SLICE_BYTES];
+        let Some(mut table) = self.table.take() else { return Ok(()) };
+        let slice = if self.tabled.len() < UNCHECKED_LOGS_MAX { TABLE_SLICE_BYTES } else { CHECKED_SLICE_BYTES };
+        let mut bytes = vec![0; slice];
         let count = match table.file.read(&mut bytes) {
             Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                self.table = Some(table);
+                return Ok(());
+            }
             Err(error) => return Err(self.failure("reading a table of logs", &locks_name(self.uid), &error)),
         };
         let bytes = bytes.get(..count).unwrap_or_default();
@@ -317,14 +327,17 @@ impl LogScan {
             }
             let line = std::mem::take(&mut table.line);
             let Some((name, mark)) = std::str::from_utf8(&line).ok().and_then(|line| line.split_once(' ')) else { continue };
-            if let Some(mark) = Mark::decode(mark) {
-                // A name that was given to one file after the other belongs to the last.
-                is_full = self.tabled.len() >= TABLED_LOGS_MAX && !self.tabled.contains_key(name);
-                if is_full {
-                    break;
-                }
-                self.tabled.insert(name.into(), mark);
+            let Some(mark) = Mark::decode(mark) else { continue };
+            // A name that was given to one file after the other belongs to the last.
+            let is_new = !self.tabled.contains_key(name);
+            if is_new && self.tabled.len() >= UNCHECKED_LOGS_MAX && !self.exists(name) {
+                continue;
             }
+            is_full = is_new && self.tabled.len() >= TABLED_LOGS_MAX;
+            if is_full {
+                break;
+            }
+            self.tabled.insert(name.into(), mark);
         }
         if is_full {
             let error = io::Error::other("the tables name too many logs; those beyond stay");
@@ -333,8 +346,8 @@ impl LogScan {
             self.dead.clear();
             self.tables.clear();
         }
-        if count == 0 || is_full {
-            self.table = None;
+        if count > 0 && !is_full {
+            self.table = Some(table);
         }
         Ok(())
     }
@@ -715,6 +728,23 @@ mod tests {
         assert_eq!((found(), table.exists()), (1, true));
         fs::remove_file(&log).unwrap();
         assert_eq!((found(), table.exists()), (0, false));
+    }
+
+    #[test]
+    fn names_that_are_gone_do_not_fill_the_tables() {
+        let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let log_dir = LogDir::open(directory.path(), OWN).unwrap();
+        let gone = TABLED_LOGS_MAX as u128;
+        let (first, last) = (plant_bare(directory.path(), 1), plant_bare(directory.path(), gone + 1));
+        let table: String = (1..=gone + 1).map(|number| format!("{} {OTHER} cri\n", name_of(number))).collect();
+        fs::write(table_path(directory.path()), table).unwrap();
+        let mut scan = log_dir.scan().unwrap();
+        let (mut logs, _) = finish(&mut scan);
+        logs.sort_unstable_by(|left, right| left.0.cmp(&right.0));
+        let names: Vec<&str> = logs.iter().map(|(name, _)| name.as_str()).collect();
+        let expected = [&first, &last].map(|path| path.file_name().unwrap().to_str().unwrap());
+        assert_eq!(names, expected);
+        assert!(scan.tabled.len() <= UNCHECKED_LOGS_MAX + 1);
     }
 
     #[test]
