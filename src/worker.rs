@@ -515,6 +515,8 @@ impl Worker {
 
     /// A turn without events for the caller; tasks are woken at its end.
     fn turn_reactor(&mut self, timeout: Option<Duration>) -> Result<(), TurnError> {
+        // What is due is done in this turn; when the next of it is due is known only after that.
+        self.reactor.errand_at = None;
         let turned = self.reactor.turn(&mut self.table, timeout);
         let kept = self.turn_retention();
         self.wake_tasks();
@@ -697,6 +699,7 @@ impl Drop for Worker {
     fn drop(&mut self) {
         // The command that archives is a job, and is stopped like one.
         self.retention = None;
+        self.reactor.errand_at = None;
         for key in self.table.unfinished() {
             if let Some(job) = self.table.get_mut(key) {
                 let _ = job.stop(StopReason::WorkerDropped, &mut self.reactor.lend());

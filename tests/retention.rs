@@ -653,6 +653,28 @@ fn the_descriptor_speaks_up_for_a_pass_and_is_quiet_in_between() {
 }
 
 #[test]
+fn the_descriptor_is_readable_once_for_each_step_of_a_pass() {
+    let host = Host::new();
+    for number in 0..1600 {
+        plant(host.log_dir.path(), &log_name(number), RECORD, DEAD, true);
+    }
+    let mut worker = worker_with(&host, everything());
+    let mut events = iron_exec::Events::new();
+    // While logs are deleted each step shows.
+    let (mut turns, mut steps) = (0, 0);
+    while worker.retention_stats().logs_deleted < 1600 {
+        let before = worker.retention_stats().logs_deleted;
+        let timeout = Timespec::try_from(common::DEADLINE).unwrap();
+        let ready = rustix::io::retry_on_intr(|| poll(&mut [PollFd::new(&worker, PollFlags::IN)], Some(&timeout))).unwrap();
+        assert!(ready > 0, "the descriptor stays silent");
+        worker.turn(&mut events, Some(Duration::ZERO)).unwrap();
+        steps += i32::from(worker.retention_stats().logs_deleted > before);
+        turns += i32::from(before > 0);
+    }
+    assert!(steps >= 100 && turns <= steps + steps / 4, "{turns} turns for {steps} steps");
+}
+
+#[test]
 fn a_worker_without_retention_keeps_everything() {
     let host = Host::new();
     plant(host.log_dir.path(), &log_name(1), "torn", DEAD, false);
