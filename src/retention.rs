@@ -29,6 +29,9 @@ const STEP_PAUSE: Duration = Duration::from_millis(1);
 /// Files deleted in one step: an unlink may cost 400 us.
 const UNLINKS_PER_STEP: usize = 16;
 
+/// Bytes of deleted files after which a step ends: to free the blocks of a file takes time with its size.
+const UNLINKED_BYTES_PER_STEP: u64 = 64 << 20;
+
 /// Files that one call of the archive's command gets.
 const ARCHIVE_FILES_MAX: usize = 64;
 
@@ -60,6 +63,8 @@ pub(crate) struct Step {
     pub(crate) looked_at: usize,
     /// Files that were to be deleted.
     pub(crate) unlinked: usize,
+    /// Their bytes.
+    pub(crate) unlinked_bytes: u64,
 }
 
 /// How a call of the archive's command ended.
@@ -249,6 +254,9 @@ impl Collector {
                 for _ in 0..UNLINKS_PER_STEP {
                     let Some(victim) = stored.pop_front() else { break };
                     self.delete_one(pass, &victim, step);
+                    if step.unlinked_bytes >= UNLINKED_BYTES_PER_STEP {
+                        break;
+                    }
                 }
                 pass.stage = match (stored.is_empty(), pass.is_given_up()) {
                     (_, true) => Stage::Forgetting,
@@ -302,6 +310,9 @@ impl Collector {
                 return;
             };
             self.delete_one(pass, &victim, step);
+            if step.unlinked_bytes >= UNLINKED_BYTES_PER_STEP {
+                break;
+            }
         }
         if pass.is_given_up() {
             pass.stage = Stage::Forgetting;
@@ -313,6 +324,7 @@ impl Collector {
             return;
         }
         step.unlinked += 1;
+        step.unlinked_bytes = step.unlinked_bytes.saturating_add(victim.file.bytes);
         match pass.scan.delete(&victim.name, victim.file) {
             Ok(Deletion::Deleted) => {
                 self.stats.files_deleted += 1;
@@ -623,6 +635,28 @@ mod tests {
         let stats = collector.stats();
         assert_eq!((stats.logs, stats.logs_deleted, stats.failures), (LOGS / 2, LOGS / 2, 0));
         assert_eq!(fs::read_dir(directory.path()).unwrap().count() as u64, LOGS / 2 + 1);
+    }
+
+    /// Seals logs with holes in them for so many bytes.
+    fn plant_big(directory: &Path, count: u128, bytes: u64) {
+        for number in 0..count {
+            let path = plant(directory, number);
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+            File::options().write(true).open(&path).unwrap().set_len(bytes).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_step_deletes_no_more_than_so_many_bytes() {
+        const BYTES: u64 = UNLINKED_BYTES_PER_STEP / 2;
+        let directory = directory();
+        let log_dir = log_dir(directory.path());
+        plant_big(directory.path(), 10, BYTES);
+        let mut collector = collector(Retention::new().age_max(Duration::ZERO), &log_dir);
+        let mut unlinked = Vec::new();
+        pass(&mut collector, &log_dir, |step| unlinked.extend((step.unlinked > 0).then_some((step.unlinked, step.unlinked_bytes))));
+        assert_eq!(unlinked, [(2, 2 * BYTES); 5]);
     }
 
     #[test]

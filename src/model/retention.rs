@@ -27,6 +27,9 @@ const URL_START: &str = "s3://";
 /// other worker of the same user, and never one that is written by a worker that lives. What a dead worker has left unfinished is first repaired (a torn
 /// last record is cut off) and sealed, and ages from then on. Files without the mark of a worker are somebody else's, and are not touched.
 ///
+/// A file is deleted in one go, however big it is, and a huge one (many gigabytes) may hold a turn up for a moment:
+/// [`LogPolicy::bytes_max`](crate::LogPolicy::bytes_max) keeps the files of logs small.
+///
 /// Jobs are forgotten with their logs: one that has finished, its end told, is no longer known once its log was deleted here, or once it
 /// finished longer than [`age_max`](Self::age_max) ago.
 ///
