@@ -35,6 +35,12 @@ const UNLINKED_BYTES_PER_STEP: u64 = 64 << 20;
 /// Files that one call of the archive's command gets.
 const ARCHIVE_FILES_MAX: usize = 64;
 
+/// Bytes that these have together, unless one alone has more: a call has to be through within its timeout.
+const ARCHIVE_BYTES_MAX: u64 = 1 << 30;
+
+/// Calls in a row that store nothing after which a pass tries no more. The next one begins behind their files.
+const FRUITLESS_CALLS_MAX: usize = 4;
+
 /// Bytes of its report.
 const REPORT_BYTES_MAX: u64 = 1 << 20;
 
@@ -72,7 +78,12 @@ pub(crate) struct Step {
 pub(crate) enum ArchiveEnd {
     /// With this exit code.
     Code(i32),
-    /// In some other way.
+    /// It was killed, or has ended in an unknown way.
+    Killed {
+        /// What happened.
+        detail: String,
+    },
+    /// It was not started.
     Failed {
         /// The error number; 0 for none.
         errno: i32,
@@ -93,7 +104,7 @@ impl ArchiveEnd {
             (_, Some(Exit::Signal { signal, .. })) => format!("the command was killed by {signal}"),
             _ => "the command ended in an unknown way".to_owned(),
         };
-        Self::Failed { errno: 0, detail }
+        Self::Killed { detail }
     }
 }
 
@@ -110,6 +121,8 @@ pub(crate) struct Collector {
     is_asked_again: bool,
     /// Until when nothing is archived, and how long that wait was.
     archive_wait: Option<(Instant, Duration)>,
+    /// How many of the oldest logs the next pass leaves out: with these the last one did not get anywhere.
+    archive_skip: usize,
     stats: RetentionStats,
 }
 
@@ -125,6 +138,9 @@ struct Pass {
     spoiled: HashSet<JobId>,
     /// How many files could not be deleted.
     failures: usize,
+    /// The last calls of the archive's command, as far as they stored nothing.
+    fruitless_calls: usize,
+    has_stored: bool,
     has_seen_all: bool,
     /// Whether what it has found was taken note of.
     is_counted: bool,
@@ -171,6 +187,7 @@ impl Collector {
             due: Some(now),
             is_asked_again: false,
             archive_wait: None,
+            archive_skip: 0,
             stats: RetentionStats::default(),
         }
     }
@@ -224,15 +241,39 @@ impl Collector {
         let Some(mut pass) = self.pass.take() else { return };
         if let Stage::Archiving(batch) = std::mem::replace(&mut pass.stage, Stage::Forgetting) {
             let stored = self.judge(&batch, end, &mut pass);
-            if stored.is_empty() {
-                let wait = self.archive_wait.map_or(self.retention.every, |(_, wait)| wait.saturating_mul(2)).min(ARCHIVE_WAIT_MAX);
-                self.archive_wait = now.checked_add(wait).map(|until| (until, wait));
-            } else {
+            // Whether it may have been for these files that nothing was stored: then those behind them have their turn.
+            let may_be_files = matches!(end, ArchiveEnd::Code(0 | 1) | ArchiveEnd::Killed { .. });
+            if !stored.is_empty() {
                 self.archive_wait = None;
+                (pass.fruitless_calls, pass.has_stored) = (0, true);
                 pass.stage = Stage::DeletingStored(stored);
+            } else if !may_be_files {
+                self.leave_archive_alone(now);
+            } else {
+                pass.fruitless_calls += 1;
+                if pass.fruitless_calls < FRUITLESS_CALLS_MAX {
+                    pass.stage = Stage::Deleting;
+                } else {
+                    self.archive_skip = pass.spoiled.len();
+                    self.end_archiving(&mut pass, now);
+                }
             }
         }
         self.pass = Some(pass);
+    }
+
+    /// A pass archives nothing more.
+    fn end_archiving(&mut self, pass: &mut Pass, now: Instant) {
+        if pass.fruitless_calls > 0 && !pass.has_stored {
+            self.leave_archive_alone(now);
+        }
+        pass.stage = Stage::Forgetting;
+    }
+
+    /// Nothing is archived for a while, and for longer from time to time.
+    fn leave_archive_alone(&mut self, now: Instant) {
+        let wait = self.archive_wait.map_or(self.retention.every, |(_, wait)| wait.saturating_mul(2)).min(ARCHIVE_WAIT_MAX);
+        self.archive_wait = now.checked_add(wait).map(|until| (until, wait));
     }
 
     /// One step of a pass; whether that is over.
@@ -246,26 +287,36 @@ impl Collector {
                 }
             }
             Stage::Deleting => match self.retention.archive.clone() {
-                Some(archive) => self.archive(&archive, pass, wall_now, step),
+                Some(archive) => self.archive(&archive, pass, (now, wall_now), step),
                 None => self.delete(pass, wall_now, step),
             },
             Stage::DeletingStored(stored) => {
                 let mut stored = std::mem::take(stored);
                 for _ in 0..UNLINKS_PER_STEP {
                     let Some(victim) = stored.pop_front() else { break };
-                    self.delete_one(pass, &victim, step);
+                    if !self.delete_one(pass, &victim, step) {
+                        // What comes after it of its log stays, too.
+                        let (rest, others) = stored.into_iter().partition(|other| other.job == victim.job);
+                        stored = others;
+                        pass.put_back(rest);
+                    }
                     if step.unlinked_bytes >= UNLINKED_BYTES_PER_STEP {
                         break;
                     }
                 }
                 pass.stage = match (stored.is_empty(), pass.is_given_up()) {
-                    (_, true) => Stage::Forgetting,
+                    (_, true) => {
+                        pass.put_back(stored);
+                        Stage::Forgetting
+                    }
                     (true, false) => Stage::Deleting,
                     (false, false) => Stage::DeletingStored(stored),
                 };
             }
             Stage::Forgetting => {
                 if !std::mem::replace(&mut pass.is_counted, true) {
+                    let doomed = std::mem::take(&mut pass.doomed);
+                    pass.put_back(doomed);
                     if pass.has_seen_all {
                         (self.stats.logs, self.stats.bytes) = (pass.planner.logs(), pass.planner.bytes());
                     }
@@ -309,7 +360,9 @@ impl Collector {
                 pass.stage = Stage::Forgetting;
                 return;
             };
-            self.delete_one(pass, &victim, step);
+            if !pass.is_spoiled(&victim) {
+                self.delete_one(pass, &victim, step);
+            }
             if step.unlinked_bytes >= UNLINKED_BYTES_PER_STEP {
                 break;
             }
@@ -319,10 +372,8 @@ impl Collector {
         }
     }
 
-    fn delete_one(&mut self, pass: &mut Pass, victim: &Victim, step: &mut Step) {
-        if pass.is_spoiled(victim) {
-            return;
-        }
+    /// Deletes a file; `false` if it is still there.
+    fn delete_one(&mut self, pass: &mut Pass, victim: &Victim, step: &mut Step) -> bool {
         step.unlinked += 1;
         step.unlinked_bytes = step.unlinked_bytes.saturating_add(victim.file.bytes);
         match pass.scan.delete(&victim.name, victim.file) {
@@ -333,30 +384,56 @@ impl Collector {
             }
             // Somebody else keeps the directory in order, too.
             Ok(Deletion::Absent) => {}
-            Ok(Deletion::Changed) => return pass.spoil(victim),
+            Ok(Deletion::Changed) => {
+                pass.spoil(victim);
+                return false;
+            }
             Err(error) => {
                 pass.failures += 1;
                 pass.spoil(victim);
-                return self.fail(RetentionFailure::at("deleting", pass.scan.path_of(&victim.name), &error));
+                self.fail(RetentionFailure::at("deleting", pass.scan.path_of(&victim.name), &error));
+                return false;
             }
         }
         if victim.is_last {
             step.deleted.push(victim.job);
         }
+        true
     }
 
     /// Has the next files archived, if there are any.
-    fn archive(&mut self, archive: &Archive, pass: &mut Pass, wall_now: u64, step: &mut Step) {
-        let mut victims = Vec::new();
+    fn archive(&mut self, archive: &Archive, pass: &mut Pass, (now, wall_now): (Instant, u64), step: &mut Step) {
+        for _ in 0..ARCHIVE_FILES_MAX {
+            if pass.spoiled.len() >= self.archive_skip {
+                break;
+            }
+            match pass.next_victim(wall_now) {
+                Some(victim) if pass.is_spoiled(&victim) => {}
+                Some(victim) => pass.spoil(&victim),
+                None => self.archive_skip = 0,
+            }
+        }
+        if pass.spoiled.len() < self.archive_skip {
+            return;
+        }
+        let (mut victims, mut bytes) = (Vec::new(), 0_u64);
         while victims.len() < ARCHIVE_FILES_MAX
             && let Some(victim) = pass.next_victim(wall_now)
         {
-            if !pass.is_spoiled(&victim) {
-                victims.push(victim);
+            if pass.is_spoiled(&victim) {
+                continue;
             }
+            bytes = bytes.saturating_add(victim.file.bytes);
+            if bytes > ARCHIVE_BYTES_MAX && !victims.is_empty() {
+                pass.doomed.push_front(victim);
+                break;
+            }
+            victims.push(victim);
         }
         if victims.is_empty() {
-            pass.stage = Stage::Forgetting;
+            // Everything had its turn: the next pass begins with the oldest.
+            self.archive_skip = 0;
+            self.end_archiving(pass, now);
             return;
         }
         let names = archive::names_list(victims.iter().map(|victim| victim.name.as_str()));
@@ -367,6 +444,7 @@ impl Collector {
             }
             Err(error) => {
                 self.fail(RetentionFailure::at("making the report of the archive's command", PathBuf::new(), &error));
+                pass.put_back(victims);
                 pass.stage = Stage::Forgetting;
             }
         }
@@ -392,36 +470,48 @@ impl Collector {
         archive.env.iter().fold(command, |command, (key, value): &(OsString, OsString)| command.env(key, value))
     }
 
-    /// What of a batch was stored beyond doubt; the rest counts as still there.
+    /// What of a batch was stored beyond doubt and may go; the rest counts as still there.
     fn judge(&mut self, batch: &Batch, end: &ArchiveEnd, pass: &mut Pass) -> VecDeque<Victim> {
         let names: Vec<&str> = batch.victims.iter().map(|victim| victim.name.as_str()).collect();
+        let has_ended_well = matches!(end, ArchiveEnd::Code(0 | 1));
         let report = match end {
-            ArchiveEnd::Code(0 | 1) => read_report(&batch.report).map(|report| archive::parse_report(&report, &names)),
+            // A line is written only when it is certain: it counts however the command was killed after that.
+            ArchiveEnd::Code(0 | 1) | ArchiveEnd::Killed { .. } => {
+                read_report(&batch.report).map(|report| archive::parse_report(&report, &names))
+            }
             ArchiveEnd::Code(code) => Err(RetentionFailure::archive(None, 0, format!("the command ended with exit code {code}"))),
             ArchiveEnd::Failed { errno, detail } => Err(RetentionFailure::archive(None, *errno, detail.clone())),
         };
         let outcomes = match report {
             Ok(report) => {
-                if report.strange_lines > 0 {
-                    let detail = format!("the command reported {} lines that no file was asked for", report.strange_lines);
+                // Only a command that was killed leaves a line unfinished.
+                let strange_lines = report.strange_lines + usize::from(report.is_torn && has_ended_well);
+                if strange_lines > 0 {
+                    let detail = format!("the command reported {strange_lines} lines that no file was asked for");
                     self.fail(RetentionFailure::archive(None, 0, detail));
                 }
-                report.outcomes
+                // What speaks nonsense and does not come to an end of its own is not believed anything.
+                if has_ended_well || strange_lines == 0 { report.outcomes } else { vec![Outcome::Unsaid; names.len()] }
             }
             Err(failure) => {
                 self.fail(failure);
                 vec![Outcome::Unsaid; names.len()]
             }
         };
+        if let ArchiveEnd::Killed { detail } = end {
+            self.fail(RetentionFailure::archive(None, 0, detail.clone()));
+        }
         let is_compressed = self.retention.archive.as_ref().is_some_and(|archive| archive.compress);
-        let has_ended_well = matches!(end, ArchiveEnd::Code(0 | 1));
         let mut stored = VecDeque::new();
         for (victim, outcome) in batch.victims.iter().zip(outcomes) {
             let reason = match outcome {
                 Outcome::Stored { object_bytes } if is_compressed || object_bytes == victim.file.bytes => {
                     self.stats.files_archived += 1;
                     self.stats.bytes_archived += victim.file.bytes;
-                    stored.push_back(victim.clone());
+                    // A log loses its oldest files first: one behind a file that is not stored stays with it.
+                    if !pass.is_spoiled(victim) {
+                        stored.push_back(victim.clone());
+                    }
                     continue;
                 }
                 Outcome::Stored { object_bytes } => {
@@ -459,6 +549,8 @@ impl Pass {
             doomed: VecDeque::new(),
             spoiled: HashSet::new(),
             failures: 0,
+            fruitless_calls: 0,
+            has_stored: false,
             has_seen_all: false,
             is_counted: false,
         }
@@ -492,6 +584,11 @@ impl Pass {
             self.planner.put_back(victim.file.bytes, false);
         }
         is_spoiled
+    }
+
+    /// What was to go and has not had its turn stays for now.
+    fn put_back(&mut self, victims: impl IntoIterator<Item = Victim>) {
+        victims.into_iter().for_each(|victim| self.spoil(&victim));
     }
 
     fn is_given_up(&self) -> bool {
@@ -762,6 +859,161 @@ mod tests {
         while !called {
             called = collector.step(now, unix_nanos(), &log_dir).archive.is_some();
         }
+    }
+
+    /// What a call gets, by name.
+    fn batch(collector: &Collector) -> Vec<String> {
+        match &collector.pass.as_ref().unwrap().stage {
+            Stage::Archiving(batch) => batch.victims.iter().map(|victim| victim.name.clone()).collect(),
+            stage => panic!("{stage:?}"),
+        }
+    }
+
+    /// Writes the report of a call, from its beginning on: the files of these names are stored.
+    fn report(collector: &Collector, mut is_stored: impl FnMut(&str) -> bool) {
+        let Stage::Archiving(batch) = &collector.pass.as_ref().unwrap().stage else { panic!("nothing is archived") };
+        let stored = batch.victims.iter().filter(|victim| is_stored(&victim.name));
+        let text: String = stored.map(|victim| format!("stored\t{}\t{:064}\t{}\n", victim.file.bytes, 0, victim.name)).collect();
+        File::from(batch.report.try_clone().unwrap()).write_all_at(text.as_bytes(), 0).unwrap();
+    }
+
+    fn archiving(directory: &LogDir) -> Collector {
+        collector(Retention::new().age_max(Duration::ZERO).archive(Archive::new("s3://bucket")), directory)
+    }
+
+    /// One whole pass whose calls are answered by `answer`; how many there were.
+    fn archiving_pass(
+        collector: &mut Collector,
+        log_dir: &LogDir,
+        now: Instant,
+        mut answer: impl FnMut(&Collector) -> ArchiveEnd,
+    ) -> usize {
+        let (passes, mut calls) = (collector.stats().passes, 0);
+        while collector.stats().passes == passes {
+            if collector.step(now, unix_nanos(), log_dir).archive.is_some() {
+                calls += 1;
+                let end = answer(collector);
+                collector.archive_ended(&end, now);
+            }
+        }
+        calls
+    }
+
+    fn killed() -> ArchiveEnd {
+        ArchiveEnd::Killed { detail: "the command was killed by SIGKILL".to_owned() }
+    }
+
+    #[test]
+    fn a_call_gets_no_more_than_so_many_bytes_unless_one_file_has_more() {
+        let directory = directory();
+        let log_dir = log_dir(directory.path());
+        plant_big(directory.path(), 5, ARCHIVE_BYTES_MAX / 5 * 2);
+        let mut collector = archiving(&log_dir);
+        let mut batches = Vec::new();
+        archiving_pass(&mut collector, &log_dir, Instant::now(), |collector| {
+            batches.push(batch(collector).len());
+            report(collector, |_| true);
+            ArchiveEnd::Code(0)
+        });
+        assert_eq!(batches, [2, 2, 1]);
+        plant_big(directory.path(), 2, 3 * ARCHIVE_BYTES_MAX);
+        batches.clear();
+        archiving_pass(&mut collector, &log_dir, Instant::now(), |collector| {
+            batches.push(batch(collector).len());
+            report(collector, |_| true);
+            ArchiveEnd::Code(0)
+        });
+        assert_eq!((batches, collector.stats().logs_deleted), (vec![1, 1], 7));
+    }
+
+    #[test]
+    fn what_was_stored_before_the_command_was_killed_goes() {
+        let directory = directory();
+        let log_dir = log_dir(directory.path());
+        let paths: Vec<PathBuf> = (0..3).map(|number| plant(directory.path(), number)).collect();
+        let mut collector = archiving(&log_dir);
+        let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+        archiving_pass(&mut collector, &log_dir, Instant::now(), |collector| {
+            report(collector, |stored| stored == name(&paths[1]));
+            killed()
+        });
+        assert_eq!(paths.iter().map(|path| path.exists()).collect::<Vec<_>>(), [true, false, true]);
+        let stats = collector.stats();
+        assert_eq!((stats.files_archived, stats.logs_deleted, stats.logs, stats.failures), (1, 1, 2, 1));
+        assert!(stats.last_failure.unwrap().to_string().contains("SIGKILL"));
+    }
+
+    #[test]
+    fn of_a_log_that_was_stored_in_part_the_oldest_files_go() {
+        let directory = directory();
+        let log_dir = log_dir(directory.path());
+        let newest = plant(directory.path(), 1);
+        let rotated = |number: u64| newest.with_extension(format!("log.{number:06}"));
+        for number in 1..=4 {
+            fs::rename(plant(directory.path(), 2), rotated(number)).unwrap();
+        }
+        let files = [rotated(1), rotated(2), rotated(3), rotated(4), newest.clone()];
+        let left = || files.each_ref().map(|path| path.exists());
+        let mut collector = archiving(&log_dir);
+        // The third was not.
+        archiving_pass(&mut collector, &log_dir, Instant::now(), |collector| {
+            report(collector, |stored| !stored.ends_with(".000003"));
+            killed()
+        });
+        assert_eq!(left(), [false, false, true, true, true]);
+        assert_eq!((collector.stats().logs, collector.stats().logs_deleted, collector.stats().files_archived), (1, 0, 4));
+        archiving_pass(&mut collector, &log_dir, Instant::now(), |collector| {
+            report(collector, |_| true);
+            ArchiveEnd::Code(0)
+        });
+        assert_eq!(left(), [false; 5]);
+    }
+
+    #[test]
+    fn files_that_cannot_be_stored_do_not_keep_those_behind_them_for_ever() {
+        const BAD: usize = FRUITLESS_CALLS_MAX * ARCHIVE_FILES_MAX;
+        let ends: [fn() -> ArchiveEnd; 2] = [|| ArchiveEnd::Code(1), killed];
+        for end in ends {
+            let directory = directory();
+            let log_dir = log_dir(directory.path());
+            for number in 0..BAD as u128 + 10 {
+                plant(directory.path(), number);
+            }
+            let mut collector = archiving(&log_dir);
+            let mut now = Instant::now();
+            let mut bad = HashSet::new();
+            let calls = archiving_pass(&mut collector, &log_dir, now, |collector| {
+                bad.extend(batch(collector));
+                end()
+            });
+            assert_eq!((calls, bad.len()), (FRUITLESS_CALLS_MAX, BAD));
+            assert_eq!(collector.stats().logs, BAD as u64 + 10);
+            now += Duration::from_mins(1);
+            let calls = archiving_pass(&mut collector, &log_dir, now, |collector| {
+                report(collector, |name| !bad.contains(name));
+                end()
+            });
+            assert_eq!((calls, collector.stats().logs_deleted, collector.stats().logs), (1, 10, BAD as u64));
+            // The first have their turn again.
+            now += Duration::from_mins(1);
+            archiving_pass(&mut collector, &log_dir, now, |collector| {
+                report(collector, |_| true);
+                end()
+            });
+            assert_eq!(collector.stats().logs, 0);
+        }
+    }
+
+    #[test]
+    fn a_command_that_does_not_work_at_all_is_called_once_in_a_pass() {
+        let directory = directory();
+        let log_dir = log_dir(directory.path());
+        for number in 0..200 {
+            plant(directory.path(), number);
+        }
+        let mut collector = archiving(&log_dir);
+        let calls = archiving_pass(&mut collector, &log_dir, Instant::now(), |_| ArchiveEnd::Code(2));
+        assert_eq!((calls, collector.stats().logs, collector.stats().failures), (1, 200, 1));
     }
 
     #[test]

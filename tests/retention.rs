@@ -707,6 +707,7 @@ directory=$5
 cat > "$STORE/.names"
 count=0
 case $MODE in
+    later) if [ ! -e "$STORE/.called" ]; then MODE=none; fi; : > "$STORE/.called" ;;
     hang) sleep 1000 ;;
     huge) yes 'stored	1	nonsense	x' >&3 ; exit 0 ;;
     lie)
@@ -720,7 +721,9 @@ tr '\0' '\n' < "$STORE/.names" | while read -r name; do
     case $MODE in
         partly) if [ $((count % 2)) = 0 ]; then printf 'failed\tno room\t%s\n' "$name" >&3; continue; fi ;;
         none) printf 'failed\tno room\t%s\n' "$name" >&3; continue ;;
-        crash) if [ $count = 2 ]; then kill -9 $$; fi ;;
+        crash) if [ $count = 2 ]; then kill -9 $$; exit; fi ;;
+        nonsense) if [ $count = 2 ]; then echo nonsense >&3; kill -9 $$; exit; fi ;;
+        slow) if [ $count = 2 ]; then sleep 1000; fi ;;
         short) size=$((size - 1)) ;;
         change) echo more > "$directory/$name.new"; mv "$directory/$name.new" "$directory/$name" ;;
     esac
@@ -803,10 +806,12 @@ fn compression_is_asked_for_and_then_the_object_has_another_size() {
 #[test]
 fn what_was_not_stored_stays() {
     // The mode, what goes of three logs, and what is said.
-    let cases: [(&str, u64, &str); 8] = [
+    let cases: [(&str, u64, &str); 10] = [
         ("partly", 2, "no room"),
         ("none", 0, "no room"),
-        ("crash", 0, "killed by SIGKILL"),
+        ("crash", 1, "killed by SIGKILL"),
+        ("nonsense", 0, "killed by SIGKILL"),
+        ("slow", 1, "longer than Archive::timeout"),
         ("seven", 0, "exit code 7"),
         ("short", 0, "it was reported as stored with"),
         ("lie", 0, "the command said nothing of it"),
@@ -817,7 +822,8 @@ fn what_was_not_stored_stays() {
         let archived = Archived::new(3);
         let outside = archived.host.log_dir.path().join("outside.log");
         fs::write(&outside, "hi\n").unwrap();
-        let mut worker = archived.worker(archived.archive(mode).env("VICTIM", "outside.log"));
+        let timeout = Duration::from_secs(if mode == "slow" { 3 } else { 600 });
+        let mut worker = archived.worker(archived.archive(mode).env("VICTIM", "outside.log").timeout(timeout));
         let stats = pass(&mut worker);
         assert_eq!((stats.logs_deleted, stats.logs), (gone, 3 - gone), "{mode}: {stats:?}");
         let left = archived.host.logs().iter().filter(|name| name.starts_with("make_")).count() as u64;
@@ -827,6 +833,13 @@ fn what_was_not_stored_stays() {
         assert!(message.contains(said) && message.is_empty() == said.is_empty(), "{mode}: {message}");
         assert_eq!((worker.jobs(), worker.unfinished_jobs()), (vec![], 0), "{mode}");
     }
+}
+
+#[test]
+fn files_behind_those_that_could_not_be_stored_have_their_turn_in_the_same_pass() {
+    let archived = Archived::new(70);
+    let stats = pass(&mut archived.worker(archived.archive("later")));
+    assert_eq!((stats.logs_deleted, stats.logs, archived.stored().len()), (6, 64, 6), "{stats:?}");
 }
 
 #[test]
@@ -870,7 +883,7 @@ fn a_command_that_hangs_is_killed_and_one_that_is_not_there_is_told_of() {
 #[test]
 fn however_the_command_ends_nothing_of_it_is_left() {
     isolated("however_the_command_ends_nothing_of_it_is_left", || {
-        for mode in ["ok", "partly", "crash", "seven", "huge", "hang", "missing"] {
+        for mode in ["ok", "partly", "crash", "slow", "seven", "huge", "hang", "missing"] {
             let archived = Archived::new(3);
             let program = if mode == "missing" { Path::new("/nonexistent") } else { &archived.program };
             let archive = archived.archive(mode).program(program).timeout(Duration::from_millis(500));

@@ -24,6 +24,8 @@ pub(crate) struct Report {
     pub(crate) outcomes: Vec<Outcome>,
     /// Lines that are no report of a file that was asked for.
     pub(crate) strange_lines: usize,
+    /// Whether it ends in the middle of a line, as it may where the command was killed.
+    pub(crate) is_torn: bool,
 }
 
 /// The names as the command reads them: each with a NUL byte behind it.
@@ -38,7 +40,7 @@ pub(crate) fn parse_report(report: &[u8], names: &[&str]) -> Report {
     let whole = memchr::memrchr(b'\n', report).map_or(0, |end| end + 1);
     let (lines, torn) = report.split_at(whole);
     let mut outcomes = vec![Outcome::Unsaid; names.len()];
-    let mut strange_lines = usize::from(!torn.is_empty());
+    let mut strange_lines = 0;
     for line in lines.split_inclusive(|byte| *byte == b'\n') {
         let line = line.strip_suffix(b"\n").unwrap_or(line);
         let said = parse_line(line).and_then(|(name, outcome)| {
@@ -52,7 +54,7 @@ pub(crate) fn parse_report(report: &[u8], names: &[&str]) -> Report {
             None => strange_lines += 1,
         }
     }
-    Report { outcomes, strange_lines }
+    Report { outcomes, strange_lines, is_torn: !torn.is_empty() }
 }
 
 /// Whom a line is about, and what it says.
@@ -107,7 +109,7 @@ mod tests {
     fn what_was_stored_and_what_failed_is_told_by_name() {
         let report = parse(format!("failed\tno such bucket\tb.log\nstored\t17\t{SHA}\ta.log\n"));
         assert_eq!(report.outcomes, [Outcome::Stored { object_bytes: 17 }, failed("no such bucket")]);
-        assert_eq!(report.strange_lines, 0);
+        assert_eq!((report.strange_lines, report.is_torn), (0, false));
         let padded = parse(format!("stored\t0\t{SHA}\tb.log\n\0\0\0"));
         assert_eq!(padded.outcomes, [Outcome::Unsaid, Outcome::Stored { object_bytes: 0 }]);
     }
@@ -135,7 +137,7 @@ mod tests {
             assert_eq!((report.outcomes, report.strange_lines), (vec![Outcome::Unsaid; 2], 1), "{line:?}");
         }
         let torn = parse(format!("stored\t1\t{SHA}\ta.log"));
-        assert_eq!((torn.outcomes, torn.strange_lines), (vec![Outcome::Unsaid; 2], 1));
+        assert_eq!((torn.outcomes, torn.strange_lines, torn.is_torn), (vec![Outcome::Unsaid; 2], 0, true));
     }
 
     #[test]

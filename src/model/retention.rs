@@ -142,10 +142,15 @@ impl Retention {
 /// PROGRAM archive --to URL --directory LOG_DIR --compress zstd|none --report-fd 3 --files0-from -
 /// ```
 ///
-/// and gets the names of up to 64 files on its stdin, each with a NUL byte behind it. To descriptor 3 it writes one line for each file that it has
+/// and gets the names of up to 64 files, of 1 GiB in all unless one alone has more, on its stdin, each with a NUL byte behind it. To descriptor 3 it writes one line for each file that it has
 /// dealt with: `stored`, the bytes of the object, its SHA-256 in hexadecimal, and the name; or `failed`, a reason, and the name; with tabs in between.
-/// It exits with 0 (all are stored) or 1 (some are). A file is deleted if it was reported as stored by a command that ended so, and has not
-/// changed since the command began. Everything else stays, and is tried again later, less and less often (up to once an hour) while nothing can be stored.
+/// It exits with 0 (all are stored) or 1 (some are not). A file is deleted if it was reported as stored and has not changed since the command began. What
+/// was reported also counts if the command is killed after that, by the [`timeout`](Self::timeout) or anybody else, so each line is to be written only once
+/// it is certain, with one write; but not if there are lines in the report that make no sense, and not with any other exit code.
+///
+/// Everything else stays, and is tried again later, less and less often (up to once an hour) while nothing can be stored. Where a call stores
+/// nothing, the files behind its own have their turn, in this pass or, after four such calls in a row, in the next one; a command that cannot be
+/// started, or ends with another exit code, ends the pass.
 ///
 /// Its environment is the one that jobs start from ([`EnvBase`](crate::EnvBase)), with what [`env`](Self::env) says set in it; with
 /// [`EnvBase::Clear`](crate::EnvBase::Clear) it has these and the host's `PATH`, and nothing else. No job sees what is set here.
