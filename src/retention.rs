@@ -873,7 +873,7 @@ mod tests {
     fn report(collector: &Collector, mut is_stored: impl FnMut(&str) -> bool) {
         let Stage::Archiving(batch) = &collector.pass.as_ref().unwrap().stage else { panic!("nothing is archived") };
         let stored = batch.victims.iter().filter(|victim| is_stored(&victim.name));
-        let text: String = stored.map(|victim| format!("stored\t{}\t{:064}\t{}\n", victim.file.bytes, 0, victim.name)).collect();
+        let text = stored.map(|victim| format!("stored\t{}\t{:064}\t{}\n", victim.file.bytes, 0, victim.name)).collect::<Vec<_>>().concat();
         File::from(batch.report.try_clone().unwrap()).write_all_at(text.as_bytes(), 0).unwrap();
     }
 

@@ -736,7 +736,7 @@ mod tests {
         let log_dir = LogDir::open(directory.path(), OWN).unwrap();
         let gone = TABLED_LOGS_MAX as u128;
         let (first, last) = (plant_bare(directory.path(), 1), plant_bare(directory.path(), gone + 1));
-        let table: String = (1..=gone + 1).map(|number| format!("{} {OTHER} cri\n", name_of(number))).collect();
+        let table = (1..=gone + 1).map(|number| format!("{} {OTHER} cri\n", name_of(number))).collect::<Vec<_>>().concat();
         fs::write(table_path(directory.path()), table).unwrap();
         let mut scan = log_dir.scan().unwrap();
         let (mut logs, _) = finish(&mut scan);
