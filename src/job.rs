@@ -848,9 +848,11 @@ impl Job {
             self.notices = 0;
             return;
         }
-        if news.fault {
-            // What was to be told of before is no longer so.
-            self.notices = self.notices & !(Notice::LogResumed as u16) | Notice::LogFault as u16;
+        if news.fault && self.notices & Notice::LogResumed as u16 != 0 {
+            // What was to be told is no longer so, and the fault was told before.
+            self.notices &= !(Notice::LogResumed as u16);
+        } else if news.fault {
+            self.notices |= Notice::LogFault as u16;
         }
         self.notices |= if news.resumed { Notice::LogResumed as u16 } else { 0 };
         self.notices |= if news.full { Notice::LogFull as u16 } else { 0 };

@@ -155,9 +155,13 @@ pub(crate) struct LogNews {
 
 impl std::ops::BitOrAssign for LogNews {
     fn bitor_assign(&mut self, other: Self) {
-        // It worked again for a moment only.
-        self.resumed = other.resumed || (self.resumed && !other.fault);
-        self.fault |= other.fault;
+        if other.fault && self.resumed {
+            // It worked again for a moment only: nothing has changed.
+            self.resumed = false;
+        } else {
+            self.fault |= other.fault;
+        }
+        self.resumed |= other.resumed;
         self.full |= other.full;
         self.ready |= other.ready;
         self.kill |= other.kill;
@@ -818,7 +822,7 @@ mod tests {
             news |= second;
             (news.fault, news.resumed)
         };
-        assert_eq!(both(resumed, fault), (true, false), "a fault that was told goes on");
+        assert_eq!(both(resumed, fault), (false, false), "a fault that was told goes on");
         assert_eq!(both(fault, resumed), (true, true), "in this order they are told");
     }
 }
