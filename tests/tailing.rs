@@ -1174,7 +1174,7 @@ fn streams_in_other_threads_that_are_too_slow_read_every_byte_in_its_place_or_he
         let mut worker = host.builder().log_format(LogFormat::Raw).log_policy(policy).build().unwrap();
         let expected: Arc<str> = (0..60_000).map(|number| format!("line {number:08}\n")).collect::<Vec<_>>().concat().into();
         let (job, mut stdin) = start_cat(&mut worker, cat());
-        let readers: Vec<_> = (0..6)
+        let readers: Vec<_> = (0..8)
             .map(|_| {
                 let (mut stream, expected) = (worker.stream(job).unwrap(), Arc::clone(&expected));
                 thread::spawn(move || {

@@ -658,3 +658,74 @@ fn live_next(progress: &LogProgress, files: &LogFiles, place: Place, has_ended: 
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::fs::{self, File};
+    use std::os::fd::{AsFd, BorrowedFd};
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::logic::mark::Mark;
+
+    const NAME: &str = "job_0190d3b1-7c8a-7def-8123-456789abcdef.log";
+
+    thread_local! {
+        /// What the loop comes to say while a file is being opened.
+        static WORD: RefCell<Option<Arc<LogProgress>>> = const { RefCell::new(None) };
+    }
+
+    /// The places of files of ten bytes each.
+    fn places(numbers: &[u64]) -> impl Iterator<Item = Place> {
+        numbers.iter().map(|number| Place { number: *number, start: (number - 1) * 10 })
+    }
+
+    /// The files of a log of which the first two are gone, each with its number in it.
+    fn log_of_four(mark_of: files::MarkOf) -> (tempfile::TempDir, LogFiles) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(NAME);
+        fs::write(directory.path().join(format!("{NAME}.000003")), "3").unwrap();
+        fs::write(&path, "4").unwrap();
+        let opened = Arc::new(OwnedFd::from(File::open(directory.path()).unwrap()));
+        let files = LogFiles::new(opened, path.clone(), File::open(&path).unwrap().as_fd(), None, mark_of).unwrap();
+        (directory, files)
+    }
+
+    fn next(progress: &LogProgress, files: &LogFiles) -> Option<(u64, Option<u64>, Vec<u8>)> {
+        match live_next(progress, files, Place::FIRST, false).unwrap() {
+            Found::Next(part) => Some((part.number, part.start, read_head(&part.file, 10).unwrap())),
+            Found::Nothing => None,
+            Found::End(_) | Found::Cut(_) => panic!("it goes on"),
+        }
+    }
+
+    #[test]
+    fn a_file_that_has_got_the_logs_name_since_the_places_were_asked_for_is_not_taken_for_the_one_before() {
+        // No file says its number; the loop says where they are just when the newest was opened.
+        let (_directory, files) = log_of_four(|_, _| {
+            if let Some(progress) = WORD.take() {
+                progress.set_places(places(&[3, 4]));
+            }
+            Ok(None)
+        });
+        let progress = Arc::new(LogProgress::default());
+        progress.set_places(places(&[1, 2]));
+        WORD.set(Some(Arc::clone(&progress)));
+        assert_eq!(next(&progress, &files), Some((3, Some(20), b"3".to_vec())));
+    }
+
+    #[test]
+    fn a_file_that_says_that_it_is_a_later_one_is_waited_for_until_the_loop_says_so() {
+        let (_directory, files) = log_of_four(|_: BorrowedFd<'_>, path| {
+            let number = if path.ends_with(NAME) { 4 } else { 3 };
+            Ok(Some(Mark { worker: Uuid::nil(), format: LogFormat::Raw, place: Place { number, start: 0 } }))
+        });
+        let progress = LogProgress::default();
+        progress.set_places(places(&[1, 2]));
+        assert_eq!(next(&progress, &files), None);
+        progress.set_places(places(&[3, 4]));
+        assert_eq!(next(&progress, &files), Some((3, Some(20), b"3".to_vec())));
+    }
+}
