@@ -1380,3 +1380,58 @@ fn without_attributes_a_rotated_log_is_followed_by_the_table() {
     let _ = process::Command::new("umount").arg("-l").arg(directory.path()).status();
     outcome.unwrap();
 }
+
+#[test]
+fn on_a_disk_that_is_full_a_follower_reads_nothing_twice() {
+    if common::not_root() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let mounted = process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "none"]).arg(directory.path()).status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        let _ = common::cannot_run("a tmpfs cannot be mounted");
+        return;
+    }
+    let host = Host::new();
+    let outcome = std::panic::catch_unwind(|| {
+        let until = Instant::now() + Duration::from_secs(3);
+        while Instant::now() < until {
+            let mut worker = host.builder().log_dir(directory.path()).build().unwrap();
+            let (job, mut stdin) = start_cat(&mut worker, cat());
+            let log = log_of(&worker, job);
+            let followers: Vec<_> = (0..4).map(|_| follow_numbers(LogReader::follow(&log).unwrap())).collect();
+            let lines: String = (0..60_000).map(|number| format!("{number}\n")).collect::<Vec<_>>().concat();
+            let feeder = thread::spawn(move || stdin.write_all(lines.as_bytes()).unwrap());
+            let status = finish(&mut worker, job);
+            feeder.join().unwrap();
+            assert!(status.output.dropped_bytes > 0, "the disk is not full");
+            for follower in followers {
+                follower.join().unwrap();
+            }
+            fs::remove_file(log).unwrap();
+        }
+    });
+    let _ = process::Command::new("umount").arg("-l").arg(directory.path()).status();
+    outcome.unwrap();
+}
+
+/// Reads numbers, one a line, to the end of the log: each is greater than the one before. It asks without a pause, so that now and then it finds what is taken
+/// back a moment later.
+fn follow_numbers(mut reader: LogReader) -> thread::JoinHandle<()> {
+    thread::spawn(move || {
+        let (mut next, limit) = (0, Instant::now() + DEADLINE);
+        loop {
+            assert!(Instant::now() < limit, "the log does not end");
+            match reader.try_next_record() {
+                Poll::Ready(Ok(Some(record))) => {
+                    let number: u32 = str::from_utf8(record.bytes).unwrap().trim_end().parse().unwrap();
+                    assert!(number >= next, "line {number} comes again: {next} was to be next");
+                    next = number + 1;
+                }
+                Poll::Ready(Ok(None)) => return,
+                Poll::Ready(Err(error)) => drop(told(&error)),
+                Poll::Pending => {}
+            }
+        }
+    })
+}
