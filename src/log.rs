@@ -599,34 +599,37 @@ impl Log {
         bounds.earlier.push_back(EarlierFile { place, inode: full.inode, held: std::mem::take(&mut bounds.held) });
         bounds.place = next_place;
         count.rotations += 1;
-        self.delete_surplus(count, lent);
-        if let Some(progress) = self.progress.get() {
-            progress.set_places(self.places());
+        // Before any of them goes, and after: a reader between the two finds what it was told of, or that it has changed.
+        self.tell_places();
+        if self.delete_surplus(count, lent) {
+            self.tell_places();
         }
         // Only now: whoever sees the seal looks for the next file.
         full.seal();
         Ok(())
     }
 
-    /// Deletes what is more than is to be kept.
-    fn delete_surplus(&mut self, count: &mut OutputCount, lent: &mut Lent<'_>) {
+    /// Deletes what is more than is to be kept; whether it was anything.
+    fn delete_surplus(&mut self, count: &mut OutputCount, lent: &mut Lent<'_>) -> bool {
         let directory = lent.log_dir.as_fd();
+        let mut has_changed = false;
         while let Some(bounds) = self.bounds.as_mut() {
             let is_middle = bounds.policy.when_full == WhenFull::DropMiddle;
             // The file that stands for what was dropped is not counted.
             let kept = 1 + bounds.earlier.len() - usize::from(bounds.cut.is_some());
             if kept as u64 <= bounds.policy.files_kept() {
-                return;
+                return has_changed;
             }
+            has_changed = true;
             if !is_middle {
-                let Some(file) = bounds.earlier.pop_front() else { return };
+                let Some(file) = bounds.earlier.pop_front() else { return has_changed };
                 count.deleted_bytes += file.held.content_bytes;
                 // One that cannot be deleted is left to whoever cleans up the directory.
                 let _ = self.file.delete_earlier(directory, file.place.number, file.inode);
                 continue;
             }
             let has_stand_in = bounds.cut.is_some();
-            let Some(file) = bounds.earlier.remove(1 + usize::from(has_stand_in)) else { return };
+            let Some(file) = bounds.earlier.remove(1 + usize::from(has_stand_in)) else { return has_changed };
             let mut cut = bounds.cut.unwrap_or_default();
             // What it said is missing is missing here, too; counted it is.
             cut.bytes += file.held.content_bytes + file.held.missing_bytes;
@@ -645,6 +648,14 @@ impl Log {
                 let _ = self.file.delete_earlier(directory, file.place.number, file.inode);
             }
             bounds.earlier.insert(1, EarlierFile { place, inode, held: FileContent { began, ..FileContent::default() } });
+        }
+        has_changed
+    }
+
+    /// Tells the streams of the log which files it has.
+    fn tell_places(&self) {
+        if let Some(progress) = self.progress.get() {
+            progress.set_places(self.places());
         }
     }
 

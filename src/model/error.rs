@@ -477,7 +477,8 @@ pub enum StreamError {
         /// What is missing.
         kind: GapKind,
     },
-    /// Somebody has made the file shorter than what was read of it. Reading goes on from the beginning of what is left. (One that has grown beyond that again
+    /// Somebody has made the file shorter than what was read of it. Reading goes on where the file ends now, if it still begins as it did; else it was begun anew, and is read
+    /// from its beginning. (One that has grown beyond that again
     /// before it was looked at cannot be told from one that was never cut.)
     #[error("the log {} was truncated", path.display())]
     Truncated {
