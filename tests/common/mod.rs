@@ -189,7 +189,7 @@ pub fn open_fds() -> BTreeMap<i32, String> {
         .collect()
 }
 
-/// Every child of this process, zombies included, as `pid (name) state`.
+/// Every child of this process as `pid (name)`, with a `Z` behind it if it is a zombie. (Whether one runs or sleeps changes by the moment.)
 pub fn children() -> Vec<String> {
     let own = process::id().to_string();
     let mut found = Vec::new();
@@ -199,7 +199,7 @@ pub fn children() -> Vec<String> {
         let mut fields = tail.split_whitespace();
         let (state, parent) = (fields.next().unwrap_or(""), fields.next().unwrap_or(""));
         if parent == own {
-            found.push(format!("{head}) {state}"));
+            found.push(format!("{head}) {}", if state == "Z" { state } else { "" }));
         }
     }
     found.sort();
