@@ -206,7 +206,7 @@ fn without_the_exchange_of_names_a_log_is_rotated_in_steps() {
         let policy = LogPolicy::new().bytes_max(4096).files_max(100);
         let mut worker = host.builder().log_policy(policy).build().unwrap();
         let (job, mut stdin) = start_cat(&mut worker, Command::new("cat"));
-        refuse_renameat2();
+        common::refuse_renameat2();
         for round in 0..30 {
             echo(&mut worker, job, &mut stdin, &lines(round * 20..(round + 1) * 20));
         }
@@ -217,16 +217,6 @@ fn without_the_exchange_of_names_a_log_is_rotated_in_steps() {
         assert_eq!(content_of(&files, LogFormat::Cri), (lines(0..600), vec![]));
         assert!(files.iter().all(|file| fs::metadata(file).unwrap().nlink() == 1));
     });
-}
-
-/// From now on renameat2(2) says EINVAL here, as file systems do that cannot exchange names.
-fn refuse_renameat2() {
-    use seccompiler::{SeccompAction, SeccompFilter};
-    const RENAMEAT2: i64 = if cfg!(target_arch = "x86_64") { 316 } else { 276 };
-    let arch = std::env::consts::ARCH.try_into().unwrap();
-    let filter = SeccompFilter::new([(RENAMEAT2, vec![])].into(), SeccompAction::Allow, SeccompAction::Errno(22), arch).unwrap();
-    let program: seccompiler::BpfProgram = filter.try_into().unwrap();
-    seccompiler::apply_filter(&program).unwrap();
 }
 
 #[test]
@@ -537,50 +527,17 @@ fn a_log_that_cannot_say_at_once_that_it_is_full_says_so_later() {
     });
 }
 
-/// A file system of 64 KiB, for as long as it lives.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn mount() -> Option<Self> {
-        if not_root() {
-            return None;
-        }
-        let directory = tempfile::tempdir().unwrap();
-        let mounted = process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "none"]).arg(directory.path()).status();
-        if mounted.is_ok_and(|status| status.success()) {
-            return Some(Self(directory));
-        }
-        let _ = common::cannot_run("a tmpfs cannot be mounted");
-        None
-    }
-
-    fn fill(&self) {
-        let error = fs::write(self.0.path().join("filler"), vec![0; 1 << 20]).unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(ENOSPC));
-    }
-
-    fn clear(&self) {
-        fs::remove_file(self.0.path().join("filler")).unwrap();
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = process::Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
 #[test]
 fn a_job_that_is_paused_by_a_full_disk_goes_on_when_there_is_room_and_loses_nothing() {
     for format in [LogFormat::Cri, LogFormat::Raw] {
-        let Some(disk) = SmallDisk::mount() else { return };
+        let Some(disk) = common::SmallDisk::mount() else { return };
         let host = Host::new();
         let policy = LogPolicy::new().on_fault(OnLogFault::Pause);
-        let builder = host.builder().log_dir(disk.0.path()).log_format(format).log_policy(policy);
+        let builder = host.builder().log_dir(disk.path()).log_format(format).log_policy(policy);
         let mut worker = builder.build().unwrap();
         let (job, mut stdin) = start_cat(&mut worker, Command::new("cat"));
         echo(&mut worker, job, &mut stdin, &lines(0..100));
-        disk.fill();
+        disk.set_full(true);
         // Near a megabyte: more than the pipes hold. The writer waits as the job does.
         let feeder = std::thread::spawn(move || stdin.write_all(&lines(100..25_000)));
         let seen = turn_until(&mut worker, |_, seen| seen.iter().any(|event| matches!(event, Event::LogFault { errno: ENOSPC, .. })));
@@ -595,8 +552,8 @@ fn a_job_that_is_paused_by_a_full_disk_goes_on_when_there_is_room_and_loses_noth
         assert_eq!((status.output.stdout_bytes, status.output.dropped_bytes), (held, 0), "nothing is read while it waits");
         assert!(!feeder.is_finished(), "the job waits");
         // Room for a part of it, and then for all.
-        disk.clear();
-        let grown = process::Command::new("mount").args(["-o", "remount,size=4m"]).arg(disk.0.path()).status().unwrap();
+        disk.set_full(false);
+        let grown = process::Command::new("mount").args(["-o", "remount,size=4m"]).arg(disk.path()).status().unwrap();
         assert!(grown.success());
         let seen = turn_until(&mut worker, |worker, _| worker.query(job).unwrap().is_finished());
         assert!(seen.iter().any(|event| matches!(event, Event::LogResumed { dropped_bytes: 0, .. })), "{seen:?}");
@@ -609,14 +566,14 @@ fn a_job_that_is_paused_by_a_full_disk_goes_on_when_there_is_room_and_loses_noth
 
 #[test]
 fn a_paused_job_that_has_ended_is_waited_for_and_then_every_byte_is_logged_or_counted() {
-    let Some(disk) = SmallDisk::mount() else { return };
+    let Some(disk) = common::SmallDisk::mount() else { return };
     let host = Host::new();
     let policy = LogPolicy::new().on_fault(OnLogFault::Pause);
     let drain = Duration::from_millis(700);
-    let mut worker = host.builder().log_dir(disk.0.path()).log_policy(policy).drain_total_max(drain).build().unwrap();
+    let mut worker = host.builder().log_dir(disk.path()).log_policy(policy).drain_total_max(drain).build().unwrap();
     let (job, mut stdin) = start_cat(&mut worker, Command::shell("cat; exit 5"));
     echo(&mut worker, job, &mut stdin, &lines(0..100));
-    disk.fill();
+    disk.set_full(true);
     stdin.write_all(&lines(100..1500)).unwrap();
     drop(stdin);
     let began = Instant::now();
@@ -633,11 +590,11 @@ fn a_paused_job_that_has_ended_is_waited_for_and_then_every_byte_is_logged_or_co
 
 #[test]
 fn a_raw_log_that_ends_on_a_full_disk_is_not_said_to_work_again() {
-    let Some(disk) = SmallDisk::mount() else { return };
+    let Some(disk) = common::SmallDisk::mount() else { return };
     let host = Host::new();
-    let mut worker = host.builder().log_dir(disk.0.path()).log_format(LogFormat::Raw).build().unwrap();
+    let mut worker = host.builder().log_dir(disk.path()).log_format(LogFormat::Raw).build().unwrap();
     let (job, mut stdin) = start_cat(&mut worker, Command::new("cat"));
-    disk.fill();
+    disk.set_full(true);
     let mut seen = echo(&mut worker, job, &mut stdin, &b"x".repeat(20_000));
     drop(stdin);
     seen.extend(turn_until(&mut worker, |worker, _| worker.query(job).unwrap().is_finished()));
@@ -665,14 +622,14 @@ fn two_jobs_that_write_their_logs_themselves_do_not_hold_up_a_third() {
 
 #[test]
 fn a_job_that_may_not_outlive_its_log_is_killed_and_the_status_says_why() {
-    let Some(disk) = SmallDisk::mount() else { return };
+    let Some(disk) = common::SmallDisk::mount() else { return };
     let host = Host::new();
-    let mut worker = host.builder().log_dir(disk.0.path()).build().unwrap();
+    let mut worker = host.builder().log_dir(disk.path()).build().unwrap();
     let (job, mut stdin) =
         start_cat(&mut worker, Command::shell("sleep 1000 & cat; wait").log_policy(LogPolicy::new().on_fault(OnLogFault::Kill)));
     let other = worker.start(Command::new("cat").stdin_piped()).unwrap();
     echo(&mut worker, job, &mut stdin, b"one\n");
-    disk.fill();
+    disk.set_full(true);
     stdin.write_all(&b"x\n".repeat(10_000)).unwrap();
     let seen = turn_until(&mut worker, |worker, _| worker.query(job).unwrap().is_finished());
     assert!(seen.iter().any(|event| matches!(event, Event::LogFault { errno: ENOSPC, .. })));
@@ -685,12 +642,12 @@ fn a_job_that_may_not_outlive_its_log_is_killed_and_the_status_says_why() {
 
 #[test]
 fn the_loop_is_quiet_while_a_job_waits_for_its_log() {
-    let Some(disk) = SmallDisk::mount() else { return };
+    let Some(disk) = common::SmallDisk::mount() else { return };
     let host = Host::new();
     let policy = LogPolicy::new().on_fault(OnLogFault::Pause);
-    let mut worker = host.builder().log_dir(disk.0.path()).log_policy(policy).build().unwrap();
+    let mut worker = host.builder().log_dir(disk.path()).log_policy(policy).build().unwrap();
     let (job, mut stdin) = start_cat(&mut worker, Command::new("cat"));
-    disk.fill();
+    disk.set_full(true);
     stdin.write_all(&b"x".repeat(60_000)).unwrap();
     turn_until(&mut worker, |_, seen| seen.iter().any(|event| matches!(event, Event::LogFault { .. })));
     let mut events = iron_exec::Events::new();

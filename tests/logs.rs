@@ -11,7 +11,7 @@ use std::process;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use common::{Host, finish, isolated, not_root, output_of, turn_until};
+use common::{Host, finish, isolated, output_of, turn_until};
 use iron_exec::{Builder, Capture, Command, Event, JobId, JobState, LogFormat, LogStream, OutputStream, ReadOptions, Status, Worker};
 use regex::bytes::Regex;
 
@@ -677,56 +677,21 @@ fn full_logs_cost_counted_bytes(builder: Builder, format: LogFormat, errno: i32,
     assert_eq!(output_of(&status).len(), 3 * 9001);
 }
 
-/// A file system of 64 KiB, for as long as it lives.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    /// `None` if the test is to be skipped.
-    fn mount() -> Option<Self> {
-        if not_root() {
-            return None;
-        }
-        let directory = tempfile::tempdir().unwrap();
-        let mounted = process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "none"]).arg(directory.path()).status();
-        if mounted.is_ok_and(|status| status.success()) {
-            return Some(Self(directory));
-        }
-        let _ = common::cannot_run("a tmpfs cannot be mounted");
-        None
-    }
-
-    fn set_full(&self, is_full: bool) {
-        let filler = self.0.path().join("filler");
-        if !is_full {
-            let _ = fs::remove_file(filler);
-        } else if !filler.exists() {
-            let error = fs::write(filler, vec![0; 1 << 20]).unwrap_err();
-            assert_eq!(error.raw_os_error(), Some(ENOSPC));
-        }
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = process::Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
 #[test]
 fn a_full_disk_costs_counted_bytes_and_the_log_goes_on_when_there_is_room() {
     for format in [LogFormat::Cri, LogFormat::Raw] {
-        let Some(disk) = SmallDisk::mount() else { return };
+        let Some(disk) = common::SmallDisk::mount() else { return };
         let host = Host::new();
-        let builder = host.builder().log_dir(disk.0.path());
+        let builder = host.builder().log_dir(disk.path());
         full_logs_cost_counted_bytes(builder, format, ENOSPC, |_, is_full| disk.set_full(is_full));
     }
 }
 
 #[test]
 fn a_record_that_does_not_fit_takes_nothing_of_others_with_it() {
-    let Some(disk) = SmallDisk::mount() else { return };
+    let Some(disk) = common::SmallDisk::mount() else { return };
     let host = Host::new();
-    let mut worker = host.builder().log_dir(disk.0.path()).line_flush_time(NEVER).build().unwrap();
+    let mut worker = host.builder().log_dir(disk.path()).line_flush_time(NEVER).build().unwrap();
     let (job, mut stdin) = start_echo(&mut worker, Command::new("cat"));
     let log = worker.query(job).unwrap().log.unwrap();
     echo(&mut worker, job, &mut stdin, b"one\n");
@@ -772,9 +737,9 @@ fn isolated_ignoring_sigxfsz(name: &str, body: impl FnOnce()) {
 
 #[test]
 fn a_job_that_writes_much_to_a_full_disk_lives_and_every_byte_is_logged_or_counted() {
-    let Some(disk) = SmallDisk::mount() else { return };
+    let Some(disk) = common::SmallDisk::mount() else { return };
     let host = Host::new();
-    let mut worker = host.builder().log_dir(disk.0.path()).build().unwrap();
+    let mut worker = host.builder().log_dir(disk.path()).build().unwrap();
     let job =
         worker.start(sh("i=0; while [ $i -lt 3000 ]; do echo line $i of some length; echo error >&2; i=$((i+1)); done; exit 3")).unwrap();
     let mut stream = worker.stream(job).unwrap();

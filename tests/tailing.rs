@@ -1273,23 +1273,13 @@ fn where_names_are_not_exchanged_in_one_step_a_log_is_opened_and_followed_all_th
             let expected = expected.clone();
             move || stdin.write_all(expected.as_bytes()).unwrap()
         });
-        refuse_renameat2();
+        common::refuse_renameat2();
         assert!(finish(&mut worker, job).output.rotations > 20);
         feeder.join().unwrap();
         assert!(stream_now(&mut live) == [text(&expected), COMPLETE]);
         assert!(follower.recv_timeout(DEADLINE).expect("the log ends") == [text(&expected), COMPLETE]);
         openers.join().unwrap();
     });
-}
-
-/// From now on renameat2(2) says EINVAL in this thread, as file systems do that cannot exchange names.
-fn refuse_renameat2() {
-    use seccompiler::{SeccompAction, SeccompFilter};
-    const RENAMEAT2: i64 = if cfg!(target_arch = "x86_64") { 316 } else { 276 };
-    let arch = std::env::consts::ARCH.try_into().unwrap();
-    let filter = SeccompFilter::new([(RENAMEAT2, vec![])].into(), SeccompAction::Allow, SeccompAction::Errno(22), arch).unwrap();
-    let program: seccompiler::BpfProgram = filter.try_into().unwrap();
-    seccompiler::apply_filter(&program).unwrap();
 }
 
 #[test]

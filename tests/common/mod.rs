@@ -277,3 +277,54 @@ pub fn process_runs(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with(['Z', 'X']))
 }
+
+/// A file system of 64 KiB, for as long as it lives.
+pub struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    /// `None` if the test is to be skipped.
+    pub fn mount() -> Option<Self> {
+        if not_root() {
+            return None;
+        }
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mounted = process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "none"]).arg(directory.path()).status();
+        if mounted.is_ok_and(|status| status.success()) {
+            return Some(Self(directory));
+        }
+        let _ = cannot_run("a tmpfs cannot be mounted");
+        None
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Takes all its room, or gives it back.
+    pub fn set_full(&self, is_full: bool) {
+        const ENOSPC: i32 = 28;
+        let filler = self.path().join("filler");
+        if !is_full {
+            let _ = fs::remove_file(filler);
+        } else if !filler.exists() {
+            let error = fs::write(filler, vec![0; 1 << 20]).expect_err("it is small");
+            assert_eq!(error.raw_os_error(), Some(ENOSPC));
+        }
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = process::Command::new("umount").arg("-l").arg(self.path()).status();
+    }
+}
+
+/// From now on renameat2(2) says EINVAL in this thread, as file systems do that cannot exchange names.
+pub fn refuse_renameat2() {
+    use seccompiler::{SeccompAction, SeccompFilter};
+    const RENAMEAT2: i64 = if cfg!(target_arch = "x86_64") { 316 } else { 276 };
+    let arch = std::env::consts::ARCH.try_into().expect("a known architecture");
+    let filter = SeccompFilter::new([(RENAMEAT2, vec![])].into(), SeccompAction::Allow, SeccompAction::Errno(22), arch).expect("a filter");
+    let program: seccompiler::BpfProgram = filter.try_into().expect("a program");
+    seccompiler::apply_filter(&program).expect("the filter is taken");
+}
