@@ -302,7 +302,7 @@ impl Log {
         news
     }
 
-    /// What was held back may go on now, if that time has come; `None` if it has not, or it still cannot be written.
+    /// What was held back may go on now, if that time has come. Whether output may be read again.
     pub(crate) fn go_on(&mut self, count: &mut OutputCount, lent: &mut Lent<'_>) -> (bool, LogNews) {
         let (key, now) = ((self.key, Alarm::Log), lent.now);
         let Some(bounds) = self.bounds.as_mut() else { return (false, LogNews::default()) };
