@@ -208,8 +208,8 @@ impl Builder {
     }
 
     /// How long the output of a job that writes again and again in small pieces is left to gather before it is read: a program that writes every line, or
-    /// every byte, by itself costs the host far less CPU time then (`cargo bench --bench coalesce` in `benches`), and its lines come by that much later. 0 reads everything at once; at most 100 ms.
-    /// Default: 1 ms.
+    /// every byte, by itself costs the host far less CPU time then (`cargo bench -p iron-exec-benches --bench coalesce`), and its lines come by that much
+    /// later. 0 reads everything at once; at most 100 ms. Default: 1 ms.
     pub fn coalesce_time(mut self, time: Duration) -> Self {
         self.settings.coalesce_time = time.min(COALESCE_TIME_LIMIT);
         self
