@@ -6,8 +6,11 @@ mod common;
 use std::env;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command as Process, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use common::{Host, directories, finish, isolated, process_runs, rounds, wait_until};
@@ -420,6 +423,41 @@ fn a_job_that_cannot_be_removed_keeps_its_workers_lock_until_it_can() {
     assert_eq!((worker.leftovers().unwrap(), locks(&host).len(), host.cgroups()), (Vec::new(), 1, Vec::new()));
     drop(worker);
     assert!(!host.base.as_ref().unwrap().exists());
+}
+
+#[test]
+fn a_look_at_the_locks_leaves_none_behind_in_children_that_other_threads_make() {
+    let host = Host::new();
+    if host.has_no_cgroups() {
+        return;
+    }
+    let deep = Other::start(&host, "deep");
+    let job = deep.jobs[0].clone();
+    deep.end();
+    let mut worker = host.worker();
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            // Between fork and exec each of them has a copy of every descriptor.
+            while !is_over.load(Ordering::Relaxed) {
+                Process::new("true").status().unwrap();
+            }
+        });
+        let looked = panic::catch_unwind(AssertUnwindSafe(|| {
+            for _ in 0..500 {
+                worker.kill_leftovers(KILL_TIME_MAX).unwrap();
+                assert_eq!(worker.leftovers().unwrap().len(), 1);
+            }
+        }));
+        is_over.store(true, Ordering::Relaxed);
+        looked.unwrap();
+    });
+    let mut nested: PathBuf = job.cgroup.join("n/".repeat(TOO_DEEP));
+    while nested != job.cgroup {
+        fs::remove_dir(&nested).unwrap();
+        nested.pop();
+    }
+    worker.kill_leftovers(KILL_TIME_MAX).unwrap();
 }
 
 #[test]

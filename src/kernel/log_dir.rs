@@ -131,10 +131,16 @@ pub(crate) fn is_locked(path: &Path) -> io::Result<bool> {
         Err(Errno::NOENT) => return Ok(false),
         Err(errno) => return Err(errno.into()),
     };
-    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared) {
-        Ok(()) => Ok(false),
+    Ok(is_held(lock.as_fd())?)
+}
+
+/// Whether somebody holds an opened lock, which is let go of at once. That is not left to its close: a child of another thread, between fork and exec, may have a
+/// copy of the descriptor.
+fn is_held(lock: BorrowedFd<'_>) -> Result<bool, Errno> {
+    match rustix::fs::flock(lock, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => rustix::fs::flock(lock, FlockOperation::Unlock).map(|()| false),
         Err(Errno::AGAIN) => Ok(true),
-        Err(errno) => Err(errno.into()),
+        Err(errno) => Err(errno),
     }
 }
 

@@ -29,8 +29,7 @@ const KILL_TIME_MAX: Duration = Duration::from_hours(365 * 24);
 pub(super) struct WorkerLock {
     name: String,
     worker: Uuid,
-    /// An open directory with flock(2) on it.
-    _locked: OwnedFd,
+    _locked: Locked,
 }
 
 impl WorkerLock {
@@ -58,20 +57,31 @@ impl WorkerLock {
     }
 }
 
+/// An open directory with flock(2) on it. The lock goes with this, and not with the last copy of the descriptor: a child of another thread, between fork and
+/// exec, may have one.
+#[derive(Debug)]
+struct Locked(OwnedFd);
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
 /// Opens and locks a directory; `None` if somebody else has locked it.
-fn lock(base: BorrowedFd<'_>, name: &str, operation: FlockOperation) -> io::Result<Option<OwnedFd>> {
+fn lock(base: BorrowedFd<'_>, name: &str, operation: FlockOperation) -> io::Result<Option<Locked>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = rustix::fs::openat(base, name, flags, Mode::empty())?;
     match rustix::fs::flock(&directory, operation) {
-        Ok(()) => Ok(Some(directory)),
+        Ok(()) => Ok(Some(Locked(directory))),
         Err(Errno::AGAIN) => Ok(None),
         Err(errno) => Err(errno.into()),
     }
 }
 
 /// Whether what stands at `name` is still what was opened.
-fn is_same(base: BorrowedFd<'_>, name: &str, opened: &OwnedFd) -> bool {
-    let (there, ours) = (rustix::fs::statat(base, name, AtFlags::SYMLINK_NOFOLLOW), rustix::fs::fstat(opened));
+fn is_same(base: BorrowedFd<'_>, name: &str, opened: &Locked) -> bool {
+    let (there, ours) = (rustix::fs::statat(base, name, AtFlags::SYMLINK_NOFOLLOW), rustix::fs::fstat(&opened.0));
     matches!((there, ours), (Ok(there), Ok(ours)) if there.st_ino == ours.st_ino)
 }
 

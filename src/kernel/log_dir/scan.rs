@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, Mode as FileMode, OFlags, Ra
 use rustix::io::Errno;
 use uuid::Uuid;
 
-use super::{LogDir, MARK_XATTR, is_ours_alone, lock_name, locks_name, open_log_dir, table_name};
+use super::{LogDir, MARK_XATTR, is_held, is_ours_alone, lock_name, locks_name, open_log_dir, table_name};
 use crate::logic::mark::Mark;
 use crate::logic::names::LogName;
 use crate::logic::retention::{FileSeen, LogFileSeen};
@@ -516,7 +516,7 @@ impl LogScan {
     fn ask_whether_alive(&mut self, worker: Uuid) -> bool {
         let lives = match self.open_lock(worker) {
             Ok(None) => false,
-            Ok(Some(lock)) => rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_err(),
+            Ok(Some(lock)) => is_held(lock.as_fd()).unwrap_or(true),
             Err(_) => true,
         };
         if self.lives.len() < WORKERS_HELD_MAX || self.lives.contains_key(&worker) {
