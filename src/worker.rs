@@ -1,6 +1,9 @@
 //! Floor 6: the public face of a worker.
 
-use std::io::{self, BufRead, Read};
+mod follow;
+mod owned;
+
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime};
@@ -29,6 +32,8 @@ use crate::model::usage::CgroupUsage;
 use crate::reactor::Reactor;
 use crate::retention::{ArchiveEnd, Collector};
 use crate::table::Table;
+pub use crate::worker::follow::Follow;
+pub use crate::worker::owned::OwnedJobs;
 
 /// How often, at least, a confirming start that waits for a spawn slot looks at all of them.
 const SLOT_LOOK_EVERY: Duration = Duration::from_millis(1);
@@ -724,188 +729,5 @@ impl Drop for Worker {
                 job.abandon_cgroup(&mut self.reactor.lend());
             }
         }
-    }
-}
-
-/// One owner's view of a [`Worker`]: see [`Worker::owned_by`]. A job of somebody else is answered exactly like one that does not exist.
-#[derive(Debug)]
-pub struct OwnedJobs<'a> {
-    worker: &'a mut Worker,
-    owner: OwnerId,
-}
-
-impl OwnedJobs<'_> {
-    /// The ids of the owner's jobs, in the order of their start.
-    pub fn jobs(&self) -> Vec<JobId> {
-        let mut jobs: Vec<JobId> = self.worker.table.visible().filter(|job| job.owner == self.owner).map(|job| job.id).collect();
-        jobs.sort_unstable();
-        jobs
-    }
-
-    /// See [`Worker::stop_with`].
-    ///
-    /// # Errors
-    /// As there; [`JobError::NotFound`] also for another owner's job.
-    pub fn stop_with(&mut self, job: JobId, signal: Signal, grace: Duration) -> Result<(), JobError> {
-        self.check(job)?;
-        self.worker.stop_with(job, signal, grace)
-    }
-
-    /// See [`Worker::signal`].
-    ///
-    /// # Errors
-    /// As there; [`JobError::NotFound`] also for another owner's job.
-    pub fn signal(&self, job: JobId, signal: Signal) -> Result<(), JobError> {
-        self.check(job)?;
-        self.worker.signal(job, signal)
-    }
-
-    /// See [`Worker::wait`].
-    ///
-    /// # Errors
-    /// As there; [`JobError::NotFound`] also for another owner's job.
-    pub fn wait(&mut self, job: JobId) -> Result<Status, JobError> {
-        self.check(job)?;
-        self.worker.wait(job)
-    }
-
-    /// See [`Worker::set_limits`].
-    ///
-    /// # Errors
-    /// As there; [`JobError::NotFound`] also for another owner's job.
-    pub fn set_limits(&mut self, job: JobId, limits: &Limits) -> Result<(), JobError> {
-        self.check(job)?;
-        self.worker.set_limits(job, limits)
-    }
-
-    /// See [`Worker::usage`].
-    ///
-    /// # Errors
-    /// As there; [`JobError::NotFound`] also for another owner's job.
-    pub fn usage(&self, job: JobId) -> Result<CgroupUsage, JobError> {
-        self.check(job)?;
-        self.worker.usage(job)
-    }
-
-    /// See [`Worker::freeze`].
-    ///
-    /// # Errors
-    /// As there; [`JobError::NotFound`] also for another owner's job.
-    pub fn freeze(&mut self, job: JobId) -> Result<(), JobError> {
-        self.check(job)?;
-        self.worker.freeze(job)
-    }
-
-    /// See [`Worker::thaw`].
-    ///
-    /// # Errors
-    /// As there; [`JobError::NotFound`] also for another owner's job.
-    pub fn thaw(&mut self, job: JobId) -> Result<(), JobError> {
-        self.check(job)?;
-        self.worker.thaw(job)
-    }
-
-    /// See [`Worker::watch_pressure`].
-    ///
-    /// # Errors
-    /// As there; [`JobError::NotFound`] also for another owner's job.
-    pub fn watch_pressure(&mut self, job: JobId, resource: PressureResource, pressure: &Pressure) -> Result<(), JobError> {
-        self.check(job)?;
-        self.worker.watch_pressure(job, resource, pressure)
-    }
-
-    /// See [`Worker::unwatch_pressure`].
-    ///
-    /// # Errors
-    /// As there; [`JobError::NotFound`] also for another owner's job.
-    pub fn unwatch_pressure(&mut self, job: JobId, resource: PressureResource) -> Result<(), JobError> {
-        self.check(job)?;
-        self.worker.unwatch_pressure(job, resource)
-    }
-
-    /// See [`Worker::delete_log`].
-    ///
-    /// # Errors
-    /// As there; [`JobError::NotFound`] also for another owner's job.
-    pub fn delete_log(&mut self, job: JobId) -> Result<(), JobError> {
-        self.check(job)?;
-        self.worker.delete_log(job)
-    }
-
-    /// See [`Worker::forget`].
-    ///
-    /// # Errors
-    /// As there; [`JobError::NotFound`] also for another owner's job.
-    pub fn forget(&mut self, job: JobId) -> Result<(), JobError> {
-        self.check(job)?;
-        self.worker.forget(job)
-    }
-
-    fn check(&self, job: JobId) -> Result<(), JobError> {
-        match self.worker.table.by_id(job) {
-            Some(found) if found.owner == self.owner => Ok(()),
-            _ => Err(JobError::NotFound { job }),
-        }
-    }
-}
-
-impl ProcessRunner for OwnedJobs<'_> {
-    /// Starts a job in the name of this owner, whatever the command says.
-    fn start(&mut self, command: Command) -> Result<JobId, StartError> {
-        self.worker.start_for(&command, self.owner)
-    }
-
-    fn stop(&mut self, job: JobId) -> Result<(), JobError> {
-        self.check(job)?;
-        self.worker.stop(job)
-    }
-
-    fn query(&self, job: JobId) -> Result<Status, JobError> {
-        self.check(job)?;
-        self.worker.query(job)
-    }
-
-    fn stream(&self, job: JobId) -> Result<LogStream, StreamError> {
-        self.check(job).map_err(|_| StreamError::NotFound { job })?;
-        self.worker.stream(job)
-    }
-}
-
-/// A job's output as a blocking reader: see [`Worker::follow`].
-#[derive(Debug)]
-pub struct Follow<'a> {
-    worker: &'a mut Worker,
-    stream: LogStream,
-}
-
-impl Drop for Follow<'_> {
-    fn drop(&mut self) {
-        // The events that were kept are for the next turn. If this fails, so does that, which says so.
-        let _ = self.worker.reactor.announce_reports();
-    }
-}
-
-impl BufRead for Follow<'_> {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        loop {
-            match self.stream.try_fill_buf() {
-                std::task::Poll::Pending => self.worker.turn_reactor(None).map_err(io::Error::other)?,
-                std::task::Poll::Ready(Err(error)) => return Err(io::Error::other(error)),
-                std::task::Poll::Ready(Ok(_)) => break,
-            }
-        }
-        Ok(self.stream.shown())
-    }
-
-    fn consume(&mut self, amount: usize) {
-        self.stream.consume(amount);
-    }
-}
-
-impl Read for Follow<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.fill_buf()?.read(buffer)?;
-        self.consume(count);
-        Ok(count)
     }
 }
