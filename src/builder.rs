@@ -30,7 +30,7 @@ const LINE_BYTES_LIMIT: usize = 8 << 20;
 const COALESCE_TIME_LIMIT: Duration = Duration::from_millis(100);
 
 /// The longest time that a setting takes: what is longer might not fit the clock, and nobody waits for it.
-const TIME_MAX: Duration = Duration::from_hours(10 * 365 * 24);
+pub(crate) const TIME_MAX: Duration = Duration::from_hours(10 * 365 * 24);
 
 /// Builds a [`Worker`]. Every setting has a default that suits a host of thousands of jobs. A time above ten years counts as ten years.
 ///

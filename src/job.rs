@@ -35,7 +35,7 @@ use crate::model::output::{LogFormat, OutputStream};
 use crate::model::pressure::{Pressure, PressureResource};
 use crate::model::reading::ReadOptions;
 use crate::model::signal::Signal;
-use crate::model::status::{Exit, ResourceUsage, Status, StopReason};
+use crate::model::status::{Exit, JobState, ResourceUsage, Status, StopReason};
 use crate::model::usage::{CgroupUsage, MemoryEvents};
 use crate::outputs::{Outputs, Readiness};
 
@@ -142,6 +142,8 @@ pub(crate) struct Job {
     reports_queued: bool,
     ready_queued: bool,
     sight: Sight,
+    /// Whether a handle waits for its start or its end.
+    is_awaited: bool,
     confirmed: bool,
     /// Whether the pidfd is kept after the reap: for signals to what is left of the process group.
     keeps_pidfd: bool,
@@ -319,6 +321,7 @@ impl Job {
             reports_queued: false,
             ready_queued: false,
             sight: Sight::Callers,
+            is_awaited: false,
             confirmed: false,
             keeps_pidfd: command.tree == TreePolicy::Wait,
         };
@@ -639,10 +642,15 @@ impl Job {
     }
 
     /// Signals the process group, kills the tree after `grace`.
-    pub(crate) fn stop_with(&mut self, signal: Signal, grace: Duration, lent: &mut Lent<'_>) -> Result<(), JobError> {
+    pub(crate) fn stop_with(&mut self, reason: StopReason, signal: Signal, grace: Duration, lent: &mut Lent<'_>) -> Result<(), JobError> {
         let job = self.id;
-        let input = Input::StopGently(StopReason::Requested, signal, grace);
+        let input = Input::StopGently(reason, signal, grace);
         self.feed(input, lent).map_err(|source| JobError::Io { job, operation: "signalling the process group", source })
+    }
+
+    /// Lets the job run on without the worker, if its program runs.
+    pub(crate) fn leave(&mut self, lent: &mut Lent<'_>) {
+        let _ = self.feed(Input::Leave, lent);
     }
 
     /// Sets limits while the job runs. `missing`: why it may have no cgroup.
@@ -825,6 +833,7 @@ impl Job {
             Notice::Exited => Event::Exited { job, exit },
             Notice::LogReady => Event::LogReady { job },
             Notice::Over => match self.failure.as_deref() {
+                _ if self.life.state() == JobState::Left => Event::Left { job },
                 Some(failure) => Event::StartFailed { job, failure: failure.clone() },
                 None => Event::Finished { job, exit },
             },
@@ -877,6 +886,20 @@ impl Job {
 
     pub(crate) fn is_internal(&self) -> bool {
         self.sight == Sight::Workers
+    }
+
+    /// Whether somebody is to be told, by way of the queue of those who are awaited, that its program runs, or that it is over.
+    pub(crate) fn set_awaited(&mut self, is_awaited: bool) {
+        self.is_awaited = is_awaited;
+    }
+
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.is_awaited
+    }
+
+    /// Whether its start is not decided yet.
+    pub(crate) fn is_starting(&self) -> bool {
+        self.life.state() == JobState::Starting
     }
 
     /// When the job finished.
@@ -1094,10 +1117,14 @@ impl Job {
                 if !self.confirmed {
                     self.notices |= Notice::Started as u16;
                 }
+                if self.is_awaited {
+                    lent.queues.awaited.push(self.key);
+                }
                 self.set_oom_group(lent);
             }
             Action::ReportExited => self.notices |= Notice::Exited as u16,
             Action::Finish => self.finish(lent),
+            Action::LetGo => self.let_go(lent),
         }
         Ok(None)
     }
@@ -1323,10 +1350,7 @@ impl Job {
             // No program has run, so the cgroup is empty, and goes.
             self.end_tree(true, lent);
         }
-        for timer in [Timer::Timeout, Timer::Grace, Timer::DrainIdle, Timer::DrainTotal] {
-            lent.deadlines.remove(self.deadlines.of(timer), (self.key, Alarm::Life(timer)));
-        }
-        lent.deadlines.remove(&mut self.deadlines.slot, (self.key, Alarm::Slot));
+        self.disarm(lent);
         if self.cgroup.is_some() && self.control.is_some() && self.failure.is_none() {
             // Something of it cannot be ended: this is what is known for now.
             self.read_usage(lent);
@@ -1342,11 +1366,48 @@ impl Job {
         } else {
             self.outputs.seal_log(lent);
         }
+        self.note_over(lent);
+    }
+
+    /// The job runs on without the worker: lets go of everything, and does nothing to it.
+    fn let_go(&mut self, lent: &mut Lent<'_>) {
+        self.outputs.read_what_is_there(lent);
+        self.outputs.note_cut_off(false);
+        // It is not over, so its log is not sealed.
+        self.end_streams(lent);
+        self.decide_start(lent);
+        if self.control.is_some() {
+            self.read_usage(lent);
+        }
+        self.unwatch(lent);
+        self.cgroup = None;
+        if let Some(process) = self.process.take() {
+            lent.deregister(process.pidfd());
+        }
+        (self.to_stdin, self.piped) = (None, [None, None]);
+        self.exited_at.get_or_insert(lent.now);
+        self.disarm(lent);
+        lent.deadlines.remove(&mut self.deadlines.tree, (self.key, Alarm::Tree));
+        lent.deadlines.remove(&mut self.deadlines.reap, (self.key, Alarm::Reap));
+        self.note_over(lent);
+    }
+
+    fn note_over(&mut self, lent: &mut Lent<'_>) {
         lent.queues.unfinished = lent.queues.unfinished.saturating_sub(1);
         self.notices |= Notice::Over as u16;
+        if self.is_awaited {
+            lent.queues.awaited.push(self.key);
+        }
         if self.is_hidden() {
             lent.queues.gone.push(self.key);
         }
+    }
+
+    fn disarm(&mut self, lent: &mut Lent<'_>) {
+        for timer in [Timer::Timeout, Timer::Grace, Timer::DrainIdle, Timer::DrainTotal] {
+            lent.deadlines.remove(self.deadlines.of(timer), (self.key, Alarm::Life(timer)));
+        }
+        lent.deadlines.remove(&mut self.deadlines.slot, (self.key, Alarm::Slot));
     }
 
     fn arm(&mut self, timer: Timer, due: Instant, lent: &mut Lent<'_>) {

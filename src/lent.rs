@@ -151,6 +151,8 @@ pub(crate) struct Queues {
     pub(crate) open_logs_wanted: usize,
     /// Jobs that have not finished.
     pub(crate) unfinished: usize,
+    /// Jobs that a handle waits for, of which there is news.
+    pub(crate) awaited: Vec<Key>,
     /// Hidden jobs that may be over.
     pub(crate) gone: Vec<Key>,
 }

@@ -47,7 +47,7 @@
 //!
 //! | floor | module | what lives there |
 //! |---|---|---|
-//! | 6 | `worker`, `builder` | the public face |
+//! | 6 | `worker`, `builder`, `handle` | the public face |
 //! | 5 | `reactor` | wait, dispatch, deadlines |
 //! | 4 | `job`, `outputs`, `log`, `control`, `table`, `lent`, `log_reader`, `retention` | one job put together; its outputs; its log; its limits and what it used; where jobs are kept; what they are lent; a log from outside; the logs that go |
 //! | 3 | `kernel` | one kernel object per file: process, cgroup, log file, inotify … |
@@ -64,6 +64,7 @@ mod control;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod guide;
+mod handle;
 mod job;
 mod kernel;
 mod lent;
@@ -78,11 +79,16 @@ mod table;
 mod worker;
 
 pub use builder::Builder;
+pub use handle::Handle;
+pub use handle::answer::Answer;
+pub use handle::blocking::BlockingLogStream;
+pub use handle::owned::OwnedHandle;
 pub use kernel::spawner::leaked_spawn_slots;
 pub use kernel::stream::LogStream;
 pub use log_reader::LogReader;
 pub use model::capabilities::{Capabilities, CgroupReport, LimitReport, Rung, RungReason, RungReport};
 pub use model::command::{Command, TreePolicy};
+pub use model::error::HandleError;
 pub use model::error::{BuildError, CommandError, JobError, RunError, StartError, StartFailure, Step, StreamError, TurnError};
 pub use model::event::{Event, Events};
 pub use model::id::{JobId, OwnerId};
@@ -95,6 +101,7 @@ pub use model::reading::{GapKind, LogEnd, LogPosition, ReadOptions};
 pub use model::resource::Resource;
 pub use model::retention::{Archive, DeleteReason, LogState, PlannedLog, Retention, RetentionFailure, RetentionPlan, RetentionStats};
 pub use model::settings::{CgroupBase, EnvBase};
+pub use model::shutdown::ShutdownMode;
 pub use model::signal::{Signal, UnknownSignal};
 pub use model::status::{Exit, JobState, OutputCount, ResourceUsage, Status, StopReason};
 pub use model::usage::{CgroupUsage, CpuUsage, IoUsage, MemoryEvents, MemoryUsage, PidsUsage, Throttled};

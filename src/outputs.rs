@@ -258,6 +258,11 @@ impl Outputs {
     pub(crate) fn give_up_waiting(&mut self, lent: &mut Lent<'_>) {
         let Some(log) = self.log.as_mut().filter(|log| log.is_held()) else { return };
         self.news |= log.give_up(&mut self.count, lent);
+        self.read_what_is_there(lent);
+    }
+
+    /// Reads what the pipes hold, up to a bound.
+    pub(crate) fn read_what_is_there(&mut self, lent: &mut Lent<'_>) {
         self.read_to_the_end();
         for index in 0..self.pipes.len() {
             self.budget_left = CLOSING_BYTES;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
@@ -41,7 +42,7 @@ const LOOK_AFTER_MAX: Duration = Duration::from_millis(64);
 pub(crate) struct Reactor {
     poll: Poll,
     ready_events: mio::Events,
-    waker: mio::Waker,
+    waker: Arc<mio::Waker>,
     /// Whether the waker was used since the last turn.
     woken: bool,
     timer: OwnedFd,
@@ -82,7 +83,7 @@ impl Reactor {
         Ok(Self {
             ready_events: mio::Events::with_capacity(settings.poll_events_max.max(1)),
             poll,
-            waker,
+            waker: Arc::new(waker),
             woken: false,
             timer,
             timer_at: None,
@@ -151,14 +152,19 @@ impl Reactor {
         self.arm()
     }
 
+    /// What makes the epoll descriptor readable from other threads.
+    pub(crate) fn waker(&self) -> Weak<mio::Waker> {
+        Arc::downgrade(&self.waker)
+    }
+
     /// Whether some job has something to tell.
     pub(crate) fn has_reports(&self) -> bool {
         !self.queues.reports.is_empty()
     }
 
-    /// Makes the epoll descriptor readable if some job has something to tell that the caller has not taken.
+    /// Makes the epoll descriptor readable if some job has something to tell that the caller, or somebody who waits for it, has not heard.
     pub(crate) fn announce_reports(&mut self) -> Result<(), TurnError> {
-        if self.has_reports() { self.wake() } else { Ok(()) }
+        if self.has_reports() || !self.queues.awaited.is_empty() { self.wake() } else { Ok(()) }
     }
 
     /// Sees to it that the epoll descriptor becomes readable when there is something to do: for left-over work at once, for deadlines in time.

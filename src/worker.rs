@@ -2,9 +2,12 @@
 
 mod follow;
 mod owned;
+mod requests;
+mod shutdown;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -34,6 +37,8 @@ use crate::retention::{ArchiveEnd, Collector};
 use crate::table::Table;
 pub use crate::worker::follow::Follow;
 pub use crate::worker::owned::OwnedJobs;
+use crate::worker::requests::Inbox;
+use crate::worker::shutdown::Closing;
 
 /// How often, at least, a confirming start that waits for a spawn slot looks at all of them.
 const SLOT_LOOK_EVERY: Duration = Duration::from_millis(1);
@@ -97,6 +102,8 @@ pub struct Worker {
     /// Tasks being woken; empty between turns.
     wakers: Vec<Waker>,
     retention: Option<Box<Keeping>>,
+    closing: Option<Closing>,
+    inbox: Option<Box<Inbox>>,
 }
 
 /// What the worker knows of the retention of logs.
@@ -113,9 +120,19 @@ impl Worker {
     pub(crate) fn assemble(reactor: Reactor, host: Host, capabilities: Capabilities, collector: Option<Collector>) -> Self {
         let is_rung_forced = reactor.settings.rung.is_some();
         let retention = collector.map(|collector| Box::new(Keeping { collector, archiving: None, forgetting: None }));
-        let mut worker = Self { table: Table::default(), reactor, host, capabilities, is_rung_forced, wakers: Vec::new(), retention };
+        let mut worker = Self {
+            table: Table::default(),
+            reactor,
+            host,
+            capabilities,
+            is_rung_forced,
+            wakers: Vec::new(),
+            retention,
+            closing: None,
+            inbox: None,
+        };
         // If arming fails, so does the next turn, which says so.
-        let _ = worker.arm_retention();
+        let _ = worker.arm_errands();
         worker
     }
 
@@ -135,8 +152,8 @@ impl Worker {
         reason = "a command is used up: the descriptors that it holds are closed once the job has them"
     )]
     pub fn start(&mut self, command: Command) -> Result<JobId, StartError> {
-        let owner = command.owner;
-        self.start_for(&command, owner)
+        let (owner, confirm) = (command.owner, self.confirms(&command));
+        self.start_for(&command, owner, confirm)
     }
 
     /// One turn of the loop: waits until there is something to do, up to `timeout` (for ever without one), does it, and fills `events`, whose
@@ -189,7 +206,7 @@ impl Worker {
     /// # Errors
     /// [`JobError::NotFound`]; [`JobError::Io`] if the kernel refuses.
     pub fn stop_with(&mut self, job: JobId, signal: Signal, grace: Duration) -> Result<(), JobError> {
-        self.with_job(job, |found, lent| found.stop_with(signal, grace, lent))
+        self.with_job(job, |found, lent| found.stop_with(StopReason::Requested, signal, grace, lent))
     }
 
     /// Sends a signal to a job's main process; it can never hit another process.
@@ -401,7 +418,7 @@ impl Worker {
         if let Some(retention) = &mut self.retention {
             retention.collector.ask(Instant::now());
             // If arming fails, so does the next turn, which says so.
-            let _ = self.arm_retention();
+            let _ = self.arm_errands();
         }
     }
 
@@ -410,25 +427,32 @@ impl Worker {
         self.retention.as_ref().map(|retention| retention.collector.stats()).unwrap_or_default()
     }
 
-    fn start_for(&mut self, command: &Command, owner: OwnerId) -> Result<JobId, StartError> {
+    fn confirms(&self, command: &Command) -> bool {
+        command.confirm.unwrap_or(self.reactor.settings.confirm)
+    }
+
+    fn start_for(&mut self, command: &Command, owner: OwnerId, confirm: bool) -> Result<JobId, StartError> {
+        if self.closing.is_some() {
+            return Err(StartError::ShuttingDown);
+        }
         command.check()?;
         let plan = command.log_plan(self.reactor.settings.log_format, self.reactor.settings.log_policy)?;
         let jobs_max = self.reactor.settings.jobs_max;
         if self.unfinished_jobs() >= jobs_max {
             return Err(StartError::TooManyJobs { jobs_max });
         }
-        let started = match self.try_start(command, plan, owner) {
-            Err(failure) if self.is_clone3_refused(&failure) => self.try_start(command, plan, owner),
+        let started = match self.try_start(command, plan, owner, confirm) {
+            Err(failure) if self.is_clone3_refused(&failure) => self.try_start(command, plan, owner, confirm),
             started => started,
         };
         // If arming fails, so does the next turn, which says so.
-        let _ = self.arm_retention();
+        let _ = self.arm_errands();
         let _ = self.reactor.arm();
         let _ = self.reactor.announce_reports();
         Ok(started?)
     }
 
-    fn try_start(&mut self, command: &Command, plan: (LogFormat, LogPolicy), owner: OwnerId) -> Result<JobId, StartFailure> {
+    fn try_start(&mut self, command: &Command, plan: (LogFormat, LogPolicy), owner: OwnerId, confirm: bool) -> Result<JobId, StartFailure> {
         let key = self.table.next_key();
         let job = Job::prepare(command, plan, owner, key, &mut self.host, &mut self.reactor.lend())?;
         let id = job.id;
@@ -440,7 +464,7 @@ impl Worker {
         if let Some(job) = self.table.get_mut(key) {
             job.spawn_or_wait(&mut self.reactor.lend());
         }
-        let started = self.see_started(key, command.confirm.unwrap_or(self.reactor.settings.confirm));
+        let started = self.see_started(key, confirm);
         if let Err(failure) = started {
             // What is left of it, if anything is, is the loop's.
             self.discard(id);
@@ -511,6 +535,13 @@ impl Worker {
         self.with_job(job, |found, lent| handle(found, missing.as_deref(), lent))
     }
 
+    /// Handles something in a job, if it is there.
+    fn with_key(&mut self, key: Key, handle: impl FnOnce(&mut Job, &mut Lent<'_>)) {
+        if let Some(job) = self.table.get_mut(key) {
+            handle(job, &mut self.reactor.lend());
+        }
+    }
+
     fn with_job(&mut self, job: JobId, handle: impl FnOnce(&mut Job, &mut Lent<'_>) -> Result<(), JobError>) -> Result<(), JobError> {
         let found = self.table.by_id_mut(job).ok_or(JobError::NotFound { job })?;
         let handled = handle(found, &mut self.reactor.lend());
@@ -520,18 +551,27 @@ impl Worker {
 
     /// A turn without events for the caller; tasks are woken at its end.
     fn turn_reactor(&mut self, timeout: Option<Duration>) -> Result<(), TurnError> {
+        let _inside = self.note_turn();
         // What is due is done in this turn; when the next of it is due is known only after that.
         self.reactor.errand_at = None;
         let turned = self.reactor.turn(&mut self.table, timeout);
-        let kept = self.turn_retention();
+        self.serve_handles();
+        self.go_on_closing();
+        self.turn_retention();
+        self.answer_handles();
+        let armed = self.arm_errands();
         self.wake_tasks();
-        turned.and(kept)
+        turned.and(armed)
     }
 
     /// Does what is due of retention: one step.
-    fn turn_retention(&mut self) -> Result<(), TurnError> {
-        let Some(mut retention) = self.retention.take() else { return Ok(()) };
+    fn turn_retention(&mut self) {
+        let Some(mut retention) = self.retention.take() else { return };
         self.see_archiving(&mut retention);
+        if self.closing.is_some() {
+            self.retention = Some(retention);
+            return;
+        }
         self.forget_finished(&mut retention);
         let now = Instant::now();
         if retention.collector.due().is_some_and(|due| due <= now) {
@@ -556,16 +596,20 @@ impl Worker {
             }
         }
         self.retention = Some(retention);
-        self.arm_retention()
     }
 
-    /// Sees to it that the next step of retention comes in its time.
-    fn arm_retention(&mut self) -> Result<(), TurnError> {
-        let Some(retention) = &self.retention else { return Ok(()) };
+    /// When the next step of retention is due.
+    fn retention_due(&self) -> Option<Instant> {
+        let retention = self.retention.as_ref().filter(|_| self.closing.is_none())?;
         let has_archived = retention.archiving.and_then(|key| self.table.get(key)).is_some_and(Job::is_finished);
         let is_at_once = has_archived || retention.forgetting.is_some();
-        self.reactor.errand_at = if is_at_once { Some(Instant::now()) } else { retention.collector.due() };
-        self.reactor.arm()
+        if is_at_once { Some(Instant::now()) } else { retention.collector.due() }
+    }
+
+    /// Sees to it that what the worker does by itself comes in its time.
+    fn arm_errands(&mut self) -> Result<(), TurnError> {
+        self.reactor.errand_at = self.retention_due().into_iter().chain(self.closing_due()).chain(self.answer_due()).min();
+        if self.reactor.errand_at.is_some() { self.reactor.arm() } else { Ok(()) }
     }
 
     /// Hands over how the archive's command has ended, once it has.
@@ -625,7 +669,8 @@ impl Worker {
     fn wake_tasks(&mut self) {
         std::mem::swap(&mut self.wakers, &mut self.reactor.queues.wakers);
         for waker in self.wakers.drain(..) {
-            waker.wake();
+            // One that panics is not to stop the others, nor the loop.
+            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
         }
     }
 
@@ -660,6 +705,8 @@ impl Worker {
         let Some(key) = self.table.key_of(id) else { return };
         self.table.hide(id);
         let Some(job) = self.table.get_mut(key) else { return };
+        let is_awaited = job.is_awaited();
+        job.set_awaited(false);
         if job.drop_notices() {
             self.reactor.queues.reports.retain(|queued| *queued != key);
         }
@@ -667,6 +714,9 @@ impl Worker {
             self.table.remove(key);
         } else {
             job.hide(&mut self.reactor.queues);
+        }
+        if is_awaited {
+            self.answer_discarded(id);
         }
     }
 
@@ -702,32 +752,6 @@ impl AsFd for Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // The command that archives is a job, and is stopped like one.
-        self.retention = None;
-        self.reactor.errand_at = None;
-        for key in self.table.unfinished() {
-            if let Some(job) = self.table.get_mut(key) {
-                let _ = job.stop(StopReason::WorkerDropped, &mut self.reactor.lend());
-            }
-        }
-        // What is killed is gone in milliseconds; a task in an uninterruptible wait is given the time that every job has for its end.
-        let deadline = Instant::now() + self.reactor.settings.drain_total_max + Duration::from_secs(1);
-        while self.unfinished_jobs() > 0 {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.turn_reactor(Some(left)).is_err() {
-                break;
-            }
-        }
-        for key in self.table.unfinished() {
-            if let Some(job) = self.table.get_mut(key) {
-                job.end_streams(&mut self.reactor.lend());
-            }
-        }
-        self.wake_tasks();
-        for key in self.table.not_gone() {
-            if let Some(job) = self.table.get_mut(key) {
-                job.abandon_cgroup(&mut self.reactor.lend());
-            }
-        }
+        self.end();
     }
 }

@@ -35,6 +35,8 @@ pub(crate) enum Input {
     StopGently(StopReason, Signal, Duration),
     /// A deadline has passed.
     Deadline(Timer),
+    /// The worker ends, and the job may run on without it.
+    Leave,
 }
 
 /// The deadlines that the lifecycle itself asks for.
@@ -74,6 +76,8 @@ pub(crate) enum Action {
     ReportExited,
     /// The job is over: seal the log, let go of everything, tell the caller.
     Finish,
+    /// The job runs on: read what it has written, let go of everything, tell the caller.
+    LetGo,
 }
 
 /// At most this many actions follow from one input.
@@ -112,6 +116,7 @@ enum Stage {
     Draining,
     Finished,
     Failed,
+    Left,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,6 +164,7 @@ impl Lifecycle {
             Stage::Finished if self.exit == Some(Exit::Unknown) => JobState::Unknown,
             Stage::Finished => JobState::Finished,
             Stage::Failed => JobState::Failed,
+            Stage::Left => JobState::Left,
         }
     }
 
@@ -207,7 +213,7 @@ impl Lifecycle {
             Stage::Running => self.running(input),
             Stage::Failing => self.failing(input),
             Stage::Draining => self.draining(input),
-            Stage::Finished | Stage::Failed => Actions::default(),
+            Stage::Finished | Stage::Failed | Stage::Left => Actions::default(),
         }
     }
 
@@ -223,6 +229,8 @@ impl Lifecycle {
                 self.outputs_open = false;
                 Actions::of([Action::CloseOutputs, Action::Finish])
             }
+            // The child may still stand in the host's memory.
+            Input::Leave => Actions::default(),
             // Killed before its exec, or its report was lost: the same from here on.
             Input::Exited(_)
             | Input::OutputsClosed
@@ -263,11 +271,18 @@ impl Lifecycle {
                 None => self.kill(StopReason::Timeout, Action::KillTree),
             },
             Input::Deadline(Timer::Grace) => self.kill(StopReason::Requested, Action::KillTree),
+            // A stop that was begun is seen through.
+            Input::Leave if self.stop_reason.is_none() => self.leave(),
             // The main process stands in its cgroup, so that is not empty; a privileged job may have left it. Its exit decides.
-            Input::TreeGone | Input::TreeLeft | Input::TreeStuck | Input::TreeUntracked => Actions::default(),
-            Input::Executed | Input::NotSpawned | Input::OutputsQuiet | Input::Deadline(Timer::DrainIdle | Timer::DrainTotal) => {
-                Actions::default()
-            }
+            Input::TreeGone
+            | Input::TreeLeft
+            | Input::TreeStuck
+            | Input::TreeUntracked
+            | Input::Executed
+            | Input::NotSpawned
+            | Input::OutputsQuiet
+            | Input::Leave
+            | Input::Deadline(Timer::DrainIdle | Timer::DrainTotal) => Actions::default(),
         }
     }
 
@@ -287,6 +302,7 @@ impl Lifecycle {
             | Input::TreeLeft
             | Input::TreeStuck
             | Input::TreeUntracked
+            | Input::Leave
             | Input::Deadline(Timer::DrainIdle | Timer::DrainTotal) => Actions::default(),
         }
     }
@@ -340,13 +356,21 @@ impl Lifecycle {
                 self.outputs_open = false;
                 Actions::of([Action::CloseOutputs, Action::Finish])
             }
+            Input::Leave if self.is_waiting_for_tree() && self.stop_reason.is_none() => self.leave(),
             Input::OutputsQuiet
             | Input::Executed
+            | Input::Leave
             | Input::StartFailed
             | Input::NotSpawned
             | Input::Exited(_)
             | Input::Deadline(Timer::Timeout) => Actions::default(),
         }
+    }
+
+    fn leave(&mut self) -> Actions {
+        self.stage = Stage::Left;
+        self.outputs_open = false;
+        Actions::of([Action::LetGo])
     }
 
     fn kill(&mut self, reason: StopReason, how: Action) -> Actions {
@@ -528,6 +552,24 @@ mod tests {
     }
 
     #[test]
+    fn a_job_is_left_once_its_program_runs_unless_it_is_ending() {
+        let mut job = job(TreePolicy::Kill);
+        assert_eq!(after(&mut job, &[Input::Leave]), []);
+        assert_eq!(after(&mut job, &[Input::Executed, Input::Leave]), [Action::LetGo]);
+        assert_eq!((job.state(), job.exit(), job.stop_reason()), (JobState::Left, None, None));
+        assert_eq!(after(&mut job, &[OK]), []);
+        for (policy, inputs, expected) in [
+            (TreePolicy::Kill, [Input::Executed, Input::Stop(StopReason::Requested)], vec![]),
+            (TreePolicy::Kill, [OK, Input::TreeLeft], vec![]),
+            (TreePolicy::Wait, [OK, Input::TreeLeft], vec![Action::LetGo]),
+        ] {
+            let mut job = Lifecycle::new(policy, true, None);
+            after(&mut job, &inputs);
+            assert_eq!(after(&mut job, &[Input::Leave]), expected, "{policy:?} {inputs:?}");
+        }
+    }
+
+    #[test]
     fn whatever_comes_after_the_end_changes_nothing() {
         let mut job = job(TreePolicy::Kill);
         after(&mut job, &[Input::Executed, Input::OutputsClosed, OK, Input::TreeGone]);
@@ -548,6 +590,7 @@ mod tests {
         let grace = Duration::from_secs(1);
         let inputs = [
             Input::Executed,
+            Input::Leave,
             Input::StartFailed,
             OK,
             Input::OutputsClosed,
@@ -568,7 +611,7 @@ mod tests {
                 let (mut finishes, mut exits, mut rest) = (0, 0, sequence);
                 for _ in 0..5 {
                     for action in job.handle(inputs[rest % inputs.len()]) {
-                        finishes += u32::from(action == Action::Finish);
+                        finishes += u32::from(matches!(action, Action::Finish | Action::LetGo));
                         exits += u32::from(action == Action::ReportExited);
                     }
                     rest /= inputs.len();

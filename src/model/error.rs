@@ -306,6 +306,12 @@ pub enum StartError {
         /// The limit.
         jobs_max: usize,
     },
+    /// The worker is being shut down, or was.
+    #[error("the worker is shut down: it starts nothing more")]
+    ShuttingDown,
+    /// The worker could not be asked.
+    #[error(transparent)]
+    Handle(#[from] HandleError),
 }
 
 impl StartError {
@@ -405,6 +411,9 @@ pub enum JobError {
         /// The cause.
         source: TurnError,
     },
+    /// The worker could not be asked.
+    #[error(transparent)]
+    Handle(#[from] HandleError),
 }
 
 fn with_advice(advice: Option<&str>) -> String {
@@ -421,6 +430,24 @@ pub enum RunError {
     /// It was started, but could not be waited for.
     #[error(transparent)]
     Job(#[from] JobError),
+    /// The worker could not be asked.
+    #[error(transparent)]
+    Handle(#[from] HandleError),
+}
+
+/// Why a [`Handle`](crate::Handle) has no answer to give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HandleError {
+    /// The worker was dropped before it answered.
+    #[error("the worker is gone")]
+    Gone,
+    /// What was given to [`Handle::call`](crate::Handle::call) has panicked.
+    #[error("what the worker was asked to do has panicked")]
+    Panicked,
+    /// The thread that waits is the one that turns the worker, so the answer would never come.
+    #[error("this thread turns the worker, and would wait for itself: use the worker itself, or await the answer")]
+    OwnThread,
 }
 
 /// Why a log could not be streamed.
@@ -485,6 +512,9 @@ pub enum StreamError {
         /// The log file.
         path: PathBuf,
     },
+    /// The worker could not be asked.
+    #[error(transparent)]
+    Handle(#[from] HandleError),
 }
 
 impl StreamError {

@@ -5,10 +5,10 @@ use crate::model::id::JobId;
 use crate::model::pressure::PressureResource;
 use crate::model::status::Exit;
 
-/// Something that happened to a job. What one turn tells of a job comes in the order of this list. `Started`, `StartFailed`, `Exited`, `TreeEmpty` and `Finished`
-/// come at most once, the others whenever there is something to tell.
+/// Something that happened to a job. What one turn tells of a job comes in the order of this list. `Started`, `StartFailed`, `Exited`, `TreeEmpty`, `Finished` and
+/// `Left` come at most once, the others whenever there is something to tell.
 ///
-/// Every job whose id `start` returned ends with exactly one `StartFailed` or `Finished`.
+/// Every job whose id `start` returned ends with exactly one `StartFailed`, `Finished` or `Left`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
@@ -99,6 +99,11 @@ pub enum Event {
         /// How the main process ended.
         exit: Exit,
     },
+    /// The worker was shut down, and the job let go of: it runs on, and nothing more will be heard of it ([`ShutdownMode::Leave`](crate::ShutdownMode::Leave)).
+    Left {
+        /// The job.
+        job: JobId,
+    },
 }
 
 impl Event {
@@ -117,6 +122,7 @@ impl Event {
             | Event::Frozen { job, .. }
             | Event::Pressure { job, .. }
             | Event::TreeEmpty { job }
+            | Event::Left { job }
             | Event::Exited { job, .. }
             | Event::Finished { job, .. } => *job,
         }

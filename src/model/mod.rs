@@ -14,6 +14,7 @@ pub(crate) mod reading;
 pub(crate) mod resource;
 pub(crate) mod retention;
 pub(crate) mod settings;
+pub(crate) mod shutdown;
 pub(crate) mod signal;
 pub(crate) mod status;
 pub(crate) mod usage;

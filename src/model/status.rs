@@ -10,7 +10,7 @@ use crate::model::id::{JobId, OwnerId};
 use crate::model::signal::Signal;
 use crate::model::usage::CgroupUsage;
 
-/// Where a job stands. It only moves downwards in this list, and ends in one of the last three.
+/// Where a job stands. It only moves downwards in this list, and ends in one of the last four.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum JobState {
@@ -28,12 +28,14 @@ pub enum JobState {
     Failed,
     /// All over, but how the main process ended is not to be known: somebody else reaped it and the kernel is too old to tell.
     Unknown,
+    /// It was let go of, and runs on without anybody watching it: [`ShutdownMode::Leave`](crate::ShutdownMode::Leave).
+    Left,
 }
 
 impl JobState {
-    /// Whether nothing more will happen to the job.
+    /// Whether nothing more will happen to the job, as far as the worker can tell.
     pub fn is_finished(self) -> bool {
-        matches!(self, JobState::Finished | JobState::Failed | JobState::Unknown)
+        matches!(self, JobState::Finished | JobState::Failed | JobState::Unknown | JobState::Left)
     }
 
     /// The state in lower case, for instance "running".
@@ -46,6 +48,7 @@ impl JobState {
             JobState::Finished => "finished",
             JobState::Failed => "failed",
             JobState::Unknown => "unknown",
+            JobState::Left => "left",
         }
     }
 }
@@ -84,16 +87,19 @@ pub enum StopReason {
     WorkerDropped,
     /// Its log could not be written: [`OnLogFault::Kill`](crate::OnLogFault::Kill).
     LogFault,
+    /// The worker was shut down: [`Worker::shutdown`](crate::Worker::shutdown).
+    Shutdown,
 }
 
 impl StopReason {
-    /// The reason in lower case: "requested", "timeout", "worker_dropped" or "log_fault".
+    /// The reason in lower case: "requested", "timeout", "worker_dropped", "log_fault" or "shutdown".
     pub fn as_str(self) -> &'static str {
         match self {
             StopReason::Requested => "requested",
             StopReason::Timeout => "timeout",
             StopReason::WorkerDropped => "worker_dropped",
             StopReason::LogFault => "log_fault",
+            StopReason::Shutdown => "shutdown",
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::model::error::{JobError, StartError, StreamError};
 use crate::model::id::{JobId, OwnerId};
 use crate::model::limits::Limits;
 use crate::model::pressure::{Pressure, PressureResource};
+use crate::model::reading::ReadOptions;
 use crate::model::signal::Signal;
 use crate::model::status::Status;
 use crate::model::usage::CgroupUsage;
@@ -53,6 +54,15 @@ impl OwnedJobs<'_> {
     pub fn wait(&mut self, job: JobId) -> Result<Status, JobError> {
         self.check(job)?;
         self.worker.wait(job)
+    }
+
+    /// See [`Worker::stream_with`].
+    ///
+    /// # Errors
+    /// As there; [`StreamError::NotFound`] also for another owner's job.
+    pub fn stream_with(&self, job: JobId, options: &ReadOptions) -> Result<LogStream, StreamError> {
+        self.check(job).map_err(|_| StreamError::NotFound { job })?;
+        self.worker.stream_with(job, options)
     }
 
     /// See [`Worker::set_limits`].
@@ -138,7 +148,8 @@ impl OwnedJobs<'_> {
 impl ProcessRunner for OwnedJobs<'_> {
     /// Starts a job in the name of this owner, whatever the command says.
     fn start(&mut self, command: Command) -> Result<JobId, StartError> {
-        self.worker.start_for(&command, self.owner)
+        let confirm = self.worker.confirms(&command);
+        self.worker.start_for(&command, self.owner, confirm)
     }
 
     fn stop(&mut self, job: JobId) -> Result<(), JobError> {
@@ -152,7 +163,6 @@ impl ProcessRunner for OwnedJobs<'_> {
     }
 
     fn stream(&self, job: JobId) -> Result<LogStream, StreamError> {
-        self.check(job).map_err(|_| StreamError::NotFound { job })?;
-        self.worker.stream(job)
+        self.stream_with(job, &ReadOptions::new())
     }
 }
