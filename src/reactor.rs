@@ -122,7 +122,8 @@ impl Reactor {
         }
     }
 
-    /// One turn: waits until something is ready, up to `timeout` (for ever without one), and handles it. Does not wait while work is left over.
+    /// One turn: waits until something is ready, up to `timeout` (for ever without one), and handles it. Does not wait while work is left over. What comes next is
+    /// still to be [armed](Self::arm).
     pub(crate) fn turn(&mut self, table: &mut Table, timeout: Option<Duration>) -> Result<(), TurnError> {
         self.turn += 1;
         self.woken = false;
@@ -149,7 +150,7 @@ impl Reactor {
         self.let_deadlines_pass(table);
         self.close_idle_logs(table);
         self.remove_gone(table);
-        self.arm()
+        Ok(())
     }
 
     /// What makes the epoll descriptor readable from other threads.

@@ -609,7 +609,7 @@ impl Worker {
     /// Sees to it that what the worker does by itself comes in its time.
     fn arm_errands(&mut self) -> Result<(), TurnError> {
         self.reactor.errand_at = self.retention_due().into_iter().chain(self.closing_due()).chain(self.answer_due()).min();
-        if self.reactor.errand_at.is_some() { self.reactor.arm() } else { Ok(()) }
+        self.reactor.arm()
     }
 
     /// Hands over how the archive's command has ended, once it has.
