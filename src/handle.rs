@@ -7,9 +7,15 @@
 //! ```
 
 pub(crate) mod answer;
+mod bell;
 pub(crate) mod blocking;
 pub(crate) mod owned;
 pub(crate) mod shared;
+
+/// What the bell is made of; its model test has others.
+mod atomic {
+    pub(super) use std::sync::atomic::{AtomicBool, Ordering};
+}
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -186,7 +186,9 @@ fn many_threads_at_once_get_each_their_own_answers_and_nothing_is_left() {
                 })
             })
             .collect();
-        hands.into_iter().for_each(|hand| hand());
+        for hand in hands {
+            hand();
+        }
         let worker = elsewhere.end();
         assert_eq!(worker.jobs(), []);
         drop(worker);

@@ -2,12 +2,13 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread, ThreadId};
 use std::time::{Duration, Instant};
 
+use crate::handle::bell::Bell;
 use crate::model::error::HandleError;
 use crate::worker::Worker;
 
@@ -23,8 +24,8 @@ pub(crate) struct Shared {
     requests: mpsc::Sender<Request>,
     /// The loop's; it goes with the loop.
     waker: Weak<mio::Waker>,
-    /// Whether the loop was told of requests that it has not looked for yet.
-    is_announced: AtomicBool,
+    /// Tells the loop that there are requests.
+    bell: Bell,
     handles: AtomicUsize,
     turner: Mutex<Turner>,
 }
@@ -42,7 +43,7 @@ impl Shared {
     /// The thread that calls this has the worker.
     pub(crate) fn new(requests: mpsc::Sender<Request>, waker: Weak<mio::Waker>) -> Self {
         let turner = Mutex::new(Turner { thread: thread::current().id(), is_inside: false });
-        Self { requests, waker, is_announced: AtomicBool::new(false), handles: AtomicUsize::new(0), turner }
+        Self { requests, waker, bell: Bell::new(), handles: AtomicUsize::new(0), turner }
     }
 
     /// There is one handle more.
@@ -70,7 +71,7 @@ impl Shared {
 
     /// Sees to it that the loop looks for requests.
     pub(crate) fn announce(&self) {
-        if !self.is_announced.swap(true, Ordering::AcqRel)
+        if self.bell.ring()
             && let Some(waker) = self.waker.upgrade()
         {
             // An eventfd cannot fail to be written.
@@ -78,9 +79,9 @@ impl Shared {
         }
     }
 
-    /// Whether the loop was told of requests. What comes from now on is told again: so first this, then the look.
-    pub(crate) fn take_announced(&self) -> bool {
-        self.is_announced.load(Ordering::Relaxed) && self.is_announced.swap(false, Ordering::AcqRel)
+    /// Whether the loop is to look for requests.
+    pub(crate) fn is_announced(&self) -> bool {
+        self.bell.hear()
     }
 
     /// This thread has the worker and turns it, until what is returned is dropped.

@@ -95,7 +95,7 @@ impl Worker {
 
     /// Does what the handles have asked for.
     pub(super) fn serve_handles(&mut self) {
-        let Some(inbox) = self.inbox.as_mut().filter(|inbox| !inbox.is_serving && inbox.shared.take_announced()) else { return };
+        let Some(inbox) = self.inbox.as_mut().filter(|inbox| !inbox.is_serving && inbox.shared.is_announced()) else { return };
         inbox.is_serving = true;
         let mut served = 0;
         while served < REQUESTS_PER_TURN
