@@ -29,7 +29,8 @@
 //! - [`Command`]: everything about the process to be. [`Builder`]: everything about the worker.
 //! - [`Worker::run_job`], [`Worker::wait`], [`Worker::follow`] for simple programs; [`Worker::turn`] and [`Events`] for hosts of many jobs.
 //! - [`LogStream`]: a job's exact output while it runs; [`LogReader`]: a log file from another process, or long after; [`ReadOptions`]: from where.
-//! - [`Worker`] is [`AsFd`](std::os::fd::AsFd): put it into the loop that you have.
+//! - [`Worker`] is [`AsFd`](std::os::fd::AsFd): put it into the loop that you have. [`guide::embedding`]: which way, for epoll, mio, calloop, tokio, threads, C.
+//! - [`Handle`]: a worker's jobs from other threads and tasks; [`Worker::run`]: the loop for that. [`Worker::shutdown`]: how it ends.
 //! - [`Retention`]: how long logs are kept, and where they are stored before they go.
 //! - [`framing`]: the line splitter and the log format by themselves.
 //! - [`Limits`]: what a job may use; [`Worker::usage`]: what it has used; [`guide::limits`]: how to have them, and what they do.
