@@ -48,7 +48,7 @@
 //!
 //! | floor | module | what lives there |
 //! |---|---|---|
-//! | 6 | `worker`, `builder`, `handle` | the public face |
+//! | 6 | `worker`, `builder`, `handle`, `adapters` | the public face; the worker from other threads, and in other loops |
 //! | 5 | `reactor` | wait, dispatch, deadlines |
 //! | 4 | `job`, `outputs`, `log`, `control`, `table`, `lent`, `log_reader`, `retention` | one job put together; its outputs; its log; its limits and what it used; where jobs are kept; what they are lent; a log from outside; the logs that go |
 //! | 3 | `kernel` | one kernel object per file: process, cgroup, log file, inotify … |
@@ -59,6 +59,7 @@
 #![cfg(target_os = "linux")]
 #![forbid(unsafe_code)]
 
+mod adapters;
 mod builder;
 mod control;
 #[cfg(feature = "fuzzing")]
@@ -79,6 +80,8 @@ mod retention;
 mod table;
 mod worker;
 
+#[cfg(feature = "calloop")]
+pub use adapters::calloop;
 pub use builder::Builder;
 pub use handle::Handle;
 pub use handle::answer::Answer;
