@@ -3,18 +3,33 @@
 
 mod common;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::process;
 use std::time::{Duration, Instant};
 
 use common::{DEADLINE, Host, isolated, threads};
-use iron_exec::{Builder, Command, Event, Events, JobId, LogStream, Rung, Signal, Worker};
+use iron_exec::{Builder, Command, Event, Events, JobId, LogStream, Retention, Rung, Signal, Worker};
+use mio::unix::SourceFd;
+use nix::sys::ptrace;
+use nix::sys::signal::{self, raise};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::io::retry_on_intr;
+
+/// The environment variable that tells a test that its parent counts its system calls.
+const TRACED: &str = "IRON_EXEC_TEST_TRACED";
+
+/// A descriptor that says nothing for so long is quiet.
+const QUIET_TIME: Duration = Duration::from_millis(100);
 
 /// Something that waits until a descriptor is readable; `false` if it was not by the deadline.
 trait Outer {
     fn wait(&mut self, worker: &Worker, timeout: Duration) -> bool;
 }
+
+type MakeOuter = fn(&Worker) -> Box<dyn Outer>;
 
 /// poll(2): level-triggered.
 struct PollLoop;
@@ -26,24 +41,60 @@ impl Outer for PollLoop {
     }
 }
 
-/// Another epoll instance, edge-triggered: it hears of each change once.
-struct EdgeLoop {
+/// Another epoll instance. Edge-triggered, it hears of each change once.
+struct EpollLoop {
     epoll: OwnedFd,
 }
 
-impl EdgeLoop {
-    fn new(worker: &Worker) -> Self {
+impl EpollLoop {
+    fn level(worker: &Worker) -> Self {
+        Self::new(worker, epoll::EventFlags::IN)
+    }
+
+    fn edge(worker: &Worker) -> Self {
+        Self::new(worker, epoll::EventFlags::IN | epoll::EventFlags::ET)
+    }
+
+    fn new(worker: &Worker, flags: epoll::EventFlags) -> Self {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
-        epoll::add(&epoll, worker.as_fd(), epoll::EventData::new_u64(1), epoll::EventFlags::IN | epoll::EventFlags::ET).unwrap();
+        epoll::add(&epoll, worker.as_fd(), epoll::EventData::new_u64(1), flags).unwrap();
         Self { epoll }
     }
 }
 
-impl Outer for EdgeLoop {
+impl Outer for EpollLoop {
     fn wait(&mut self, _: &Worker, timeout: Duration) -> bool {
         let timeout = Timespec::try_from(timeout).unwrap();
         let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 4];
         retry_on_intr(|| epoll::wait(&self.epoll, &mut events[..], Some(&timeout))).unwrap() > 0
+    }
+}
+
+/// The host's own mio, edge-triggered as it always is.
+struct MioLoop {
+    poll: mio::Poll,
+    ready: mio::Events,
+}
+
+impl MioLoop {
+    fn new(worker: &Worker) -> Self {
+        let poll = mio::Poll::new().unwrap();
+        let fd = worker.as_fd().as_raw_fd();
+        poll.registry().register(&mut SourceFd(&fd), mio::Token(1), mio::Interest::READABLE).unwrap();
+        Self { poll, ready: mio::Events::with_capacity(4) }
+    }
+}
+
+impl Outer for MioLoop {
+    fn wait(&mut self, _: &Worker, timeout: Duration) -> bool {
+        match self.poll.poll(&mut self.ready, Some(timeout)) {
+            // Nothing is known then, and asking the worker does no harm.
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => true,
+            polled => {
+                polled.unwrap();
+                !self.ready.is_empty()
+            }
+        }
     }
 }
 
@@ -138,13 +189,21 @@ fn read_now(stream: &mut LogStream, bytes: &mut Vec<u8>) -> bool {
 fn a_level_triggered_outer_loop_sees_everything() {
     for rung in Rung::ALL {
         everything_is_seen(Host::new().builder().rung(rung), &mut Events::new(), |_| Box::new(PollLoop));
+        everything_is_seen(Host::new().builder().rung(rung), &mut Events::new(), |worker| Box::new(EpollLoop::level(worker)));
     }
 }
 
 #[test]
 fn an_edge_triggered_outer_loop_sees_everything() {
     for rung in Rung::ALL {
-        everything_is_seen(Host::new().builder().rung(rung), &mut Events::new(), |worker| Box::new(EdgeLoop::new(worker)));
+        everything_is_seen(Host::new().builder().rung(rung), &mut Events::new(), |worker| Box::new(EpollLoop::edge(worker)));
+    }
+}
+
+#[test]
+fn a_mio_of_the_hosts_own_sees_everything() {
+    for rung in Rung::ALL {
+        everything_is_seen(Host::new().builder().rung(rung), &mut Events::new(), |worker| Box::new(MioLoop::new(worker)));
     }
 }
 
@@ -153,14 +212,16 @@ fn with_room_for_one_event_at_a_time_nothing_is_lost_whatever_the_outer_loop() {
     let host = Host::new();
     let tight = || host.builder().poll_events_max(1);
     everything_is_seen(tight(), &mut Events::with_capacity(1), |_| Box::new(PollLoop));
-    everything_is_seen(tight(), &mut Events::with_capacity(1), |worker| Box::new(EdgeLoop::new(worker)));
+    everything_is_seen(tight(), &mut Events::with_capacity(1), |worker| Box::new(EpollLoop::level(worker)));
+    everything_is_seen(tight(), &mut Events::with_capacity(1), |worker| Box::new(EpollLoop::edge(worker)));
+    everything_is_seen(tight(), &mut Events::with_capacity(1), |worker| Box::new(MioLoop::new(worker)));
 }
 
 #[test]
 fn a_stop_in_the_middle_of_an_outer_wait_is_seen() {
     let host = Host::new();
     let mut worker = host.worker();
-    let mut outer = EdgeLoop::new(&worker);
+    let mut outer = EpollLoop::edge(&worker);
     let job = worker.start(Command::new("sleep").arg("1000")).unwrap();
     let mut events = Events::new();
     // Whatever the start left to hear of is heard.
@@ -171,24 +232,164 @@ fn a_stop_in_the_middle_of_an_outer_wait_is_seen() {
     drive(&mut worker, &mut outer, &mut events, |_, seen| finished(seen) == 1);
 }
 
+/// Starts idle jobs (with a log each, and a cgroup where there are any), and turns until the worker has nothing more to say.
+fn start_idle(worker: &mut Worker, count: usize) -> Vec<JobId> {
+    let jobs = (0..count).map(|_| worker.start(Command::new("sleep").arg("1000").name("idle")).unwrap()).collect();
+    let mut events = Events::new();
+    drive(worker, &mut PollLoop, &mut events, |_, seen| seen.len() == count);
+    turns_until_quiet(worker, &mut PollLoop, &mut events, 20);
+    jobs
+}
+
+/// How many turns it takes until the descriptor stays quiet.
+fn turns_until_quiet(worker: &mut Worker, outer: &mut dyn Outer, events: &mut Events, turns_max: usize) -> usize {
+    let mut turns = 0;
+    while outer.wait(worker, QUIET_TIME) {
+        assert!(turns < turns_max, "the descriptor speaks up again and again; events: {events:?}");
+        turns += 1;
+        worker.turn(events, Some(Duration::ZERO)).unwrap();
+    }
+    turns
+}
+
 #[test]
 fn the_descriptor_is_quiet_while_a_thousand_jobs_are_idle() {
     isolated("the_descriptor_is_quiet_while_a_thousand_jobs_are_idle", || {
         let host = Host::new();
         let mut worker = host.builder().confirm(false).build().unwrap();
-        for _ in 0..1000 {
-            worker.start(Command::new("sleep").arg("1000").name("idle")).unwrap();
-        }
         let threads_before = threads();
-        let mut events = Events::new();
-        let mut started = 0;
-        drive(&mut worker, &mut PollLoop, &mut events, |_, seen| {
-            started = seen.len();
-            started == 1000
-        });
+        start_idle(&mut worker, 1000);
         assert!(!PollLoop.wait(&worker, Duration::from_millis(300)), "nothing happens, so nothing is to be said");
         assert_eq!(threads(), threads_before, "no thread was made");
     });
+}
+
+/// Turns of nothing whose system calls are counted.
+const IDLE_TURNS: usize = 1000;
+
+/// Has the parent, which traces this thread, count the system calls of `body`: from one stop to the next.
+fn traced(body: impl FnOnce()) -> nix::Result<()> {
+    ptrace::traceme()?;
+    raise(signal::Signal::SIGSTOP)?;
+    body();
+    raise(signal::Signal::SIGSTOP)
+}
+
+/// Runs this test again in a child that asks to be traced; how many system calls it made each time.
+fn count_system_calls(name: &str) -> Vec<usize> {
+    let child = process::Command::new(std::env::current_exe().unwrap()).args(["--exact", name, "--nocapture"]).env(TRACED, "1").spawn();
+    let child = Pid::from_raw(child.unwrap().id().cast_signed());
+    let (mut counts, mut stops) = (Vec::new(), None);
+    loop {
+        // This process has no other child.
+        match waitpid(None, Some(WaitPidFlag::__WALL)).unwrap() {
+            WaitStatus::Stopped(thread, signal::Signal::SIGSTOP) => match stops.take() {
+                None => {
+                    stops = Some(0);
+                    ptrace::setoptions(thread, ptrace::Options::PTRACE_O_TRACESYSGOOD).unwrap();
+                    ptrace::syscall(thread, None).unwrap();
+                }
+                Some(stops) => {
+                    // Each call stops twice, at its entry and at its exit.
+                    counts.push(stops / 2);
+                    ptrace::detach(thread, None).unwrap();
+                }
+            },
+            WaitStatus::PtraceSyscall(thread) => {
+                stops = stops.map(|stops| stops + 1);
+                ptrace::syscall(thread, None).unwrap();
+            }
+            WaitStatus::Stopped(thread, other) => ptrace::syscall(thread, other).unwrap(),
+            WaitStatus::Exited(pid, code) if pid == child => {
+                assert_eq!(code, 0, "the traced process failed");
+                return counts;
+            }
+            other => panic!("unexpected: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn turns_of_nothing_cost_no_system_calls_for_any_job() {
+    const NAME: &str = "turns_of_nothing_cost_no_system_calls_for_any_job";
+    isolated(NAME, || {
+        if std::env::var_os(TRACED).is_none() {
+            let counts = count_system_calls(NAME);
+            println!("system calls of {IDLE_TURNS} turns with 1 idle job, with 1,000, and with a reader of each: {counts:?}");
+            if let [one, thousand, read] = counts[..] {
+                assert!(thousand <= one + 5 && read <= one + 5, "{counts:?}");
+                assert!(thousand <= 2 * IDLE_TURNS + 20, "{counts:?}");
+            } else {
+                assert!(counts.is_empty() && std::env::var_os("CI").is_none(), "{counts:?}");
+            }
+            return;
+        }
+        let host = Host::new();
+        let mut worker = host.builder().confirm(false).build().unwrap();
+        let mut events = Events::new();
+        let mut idle = |worker: &mut Worker| {
+            let turns = || (0..IDLE_TURNS).for_each(|_| worker.turn(&mut events, Some(Duration::ZERO)).unwrap());
+            traced(turns).map_err(|error| common::cannot_run(&format!("tracing: {error}"))).is_ok()
+        };
+        let mut jobs = start_idle(&mut worker, 1);
+        if !idle(&mut worker) {
+            return;
+        }
+        jobs.extend(start_idle(&mut worker, 999));
+        assert!(idle(&mut worker));
+        let mut streams: Vec<LogStream> = jobs.iter().map(|job| worker.stream(*job).unwrap()).collect();
+        for stream in &mut streams {
+            assert!(stream.try_fill_buf().is_pending());
+        }
+        assert!(idle(&mut worker));
+    });
+}
+
+#[test]
+fn after_a_busy_time_the_descriptor_comes_to_rest() {
+    let retention = || Retention::new().logs_max(5).age_max(Duration::from_hours(1));
+    for (capacity, has_retention) in [(1024, false), (1, false), (1024, true), (1, true)] {
+        let outers: [MakeOuter; 3] =
+            [|_| Box::new(PollLoop), |worker| Box::new(EpollLoop::edge(worker)), |worker| Box::new(MioLoop::new(worker))];
+        for outer in outers {
+            let host = Host::new();
+            let builder = host.builder().confirm(false).read_budget_bytes(4096);
+            let builder = if has_retention { builder.retention(retention()) } else { builder };
+            let mut worker = builder.build().unwrap();
+            let (mut outer, mut events) = (outer(&worker), Events::with_capacity(capacity));
+            let outer = &mut *outer;
+
+            // One that lives on, with a reader that waits, and one that never reads.
+            let echo = worker.start(Command::new("cat").stdin_piped()).unwrap();
+            let mut stdin = worker.take_stdin(echo).unwrap().unwrap();
+            let (mut reader, _idler) = (worker.stream(echo).unwrap(), worker.stream(echo).unwrap());
+            assert!(reader.try_fill_buf().is_pending());
+            let loud = "head -c 100000 /dev/zero | tr '\\0' x; echo; echo done >&2";
+            for _ in 0..10 {
+                worker.start(Command::shell(loud)).unwrap();
+                worker.start(Command::new("/nonexistent/program")).unwrap();
+            }
+            drive(&mut worker, outer, &mut events, |_, seen| {
+                finished(seen) == 10 && count(seen, |event| matches!(event, Event::StartFailed { .. })) == 10
+            });
+            // Without retention this does nothing.
+            worker.collect_logs();
+            let after_ends = turns_until_quiet(&mut worker, outer, &mut events, 30);
+
+            let mut bytes = Vec::new();
+            stdin.write_all(b"hello\n").unwrap();
+            drive(&mut worker, outer, &mut events, |_, _| {
+                read_now(&mut reader, &mut bytes);
+                bytes == b"hello\n"
+            });
+            let after_output = turns_until_quiet(&mut worker, outer, &mut events, 10);
+            println!("{capacity} events, retention {has_retention}: {after_ends} turns after the ends, {after_output} after output");
+            assert_eq!(worker.retention_stats().logs_deleted > 0, has_retention);
+            worker.stop(echo).unwrap();
+            drive(&mut worker, outer, &mut events, |_, seen| finished(seen) == 1);
+            turns_until_quiet(&mut worker, outer, &mut events, 10);
+        }
+    }
 }
 
 #[test]
