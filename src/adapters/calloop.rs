@@ -121,7 +121,7 @@ impl WorkerSource {
         &mut self.worker
     }
 
-    /// The worker, with its jobs.
+    /// The worker, with its jobs. What a panic of the callback has left of a round is dropped.
     pub fn into_worker(self) -> Worker {
         self.worker
     }
