@@ -328,21 +328,29 @@ impl Worker {
     /// # Errors
     /// [`JobError::NotFound`]; [`JobError::Turn`] if the loop fails.
     pub fn wait(&mut self, job: JobId) -> Result<Status, JobError> {
-        drop(self.table.by_id_mut(job).ok_or(JobError::NotFound { job })?.take_stdin());
+        drop(self.take_stdin(job)?);
         loop {
-            let found = self.table.by_id_mut(job).ok_or(JobError::NotFound { job })?;
-            if found.is_finished() {
-                let was_queued = found.drop_notices();
-                if was_queued && let Some(key) = self.table.key_of(job) {
-                    self.reactor.queues.reports.retain(|queued| *queued != key);
-                }
-                let status = self.query(job)?;
-                self.note_told(job);
-                self.reactor.announce_reports().map_err(|source| JobError::Turn { job, source })?;
+            if let Some(status) = self.take_end(job)? {
                 return Ok(status);
             }
             self.turn_reactor(None).map_err(|source| JobError::Turn { job, source })?;
         }
+    }
+
+    /// The status of a job that has finished; its events are dropped. `None` as long as it has not.
+    pub(crate) fn take_end(&mut self, job: JobId) -> Result<Option<Status>, JobError> {
+        let found = self.table.by_id_mut(job).ok_or(JobError::NotFound { job })?;
+        if !found.is_finished() {
+            return Ok(None);
+        }
+        let was_queued = found.drop_notices();
+        if was_queued && let Some(key) = self.table.key_of(job) {
+            self.reactor.queues.reports.retain(|queued| *queued != key);
+        }
+        let status = self.query(job)?;
+        self.note_told(job);
+        self.reactor.announce_reports().map_err(|source| JobError::Turn { job, source })?;
+        Ok(Some(status))
     }
 
     /// Starts a job and waits until it has finished: [`start`](Self::start) and [`wait`](Self::wait).

@@ -77,10 +77,15 @@ impl Worker {
             for event in events.drain() {
                 on_event(self, event);
             }
-            if self.is_run_over() && !self.reactor.has_reports() {
+            if self.is_run_done() {
                 return Ok(());
             }
         }
+    }
+
+    /// Whether [`run`](Self::run) has nothing more to do, and nothing more to tell.
+    pub(crate) fn is_run_done(&self) -> bool {
+        self.is_run_over() && !self.reactor.has_reports()
     }
 
     fn is_run_over(&self) -> bool {
