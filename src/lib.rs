@@ -82,6 +82,8 @@ mod worker;
 
 #[cfg(feature = "calloop")]
 pub use adapters::calloop;
+#[cfg(feature = "tokio")]
+pub use adapters::tokio;
 pub use builder::Builder;
 pub use handle::Handle;
 pub use handle::answer::Answer;
@@ -92,8 +94,7 @@ pub use kernel::stream::LogStream;
 pub use log_reader::LogReader;
 pub use model::capabilities::{Capabilities, CgroupReport, LimitReport, Rung, RungReason, RungReport};
 pub use model::command::{Command, TreePolicy};
-pub use model::error::HandleError;
-pub use model::error::{BuildError, CommandError, JobError, RunError, StartError, StartFailure, Step, StreamError, TurnError};
+pub use model::error::{BuildError, CommandError, HandleError, JobError, RunError, StartError, StartFailure, Step, StreamError, TurnError};
 pub use model::event::{Event, Events};
 pub use model::id::{JobId, OwnerId};
 pub use model::leftover::Leftover;

@@ -4,6 +4,8 @@ mod follow;
 mod owned;
 mod requests;
 mod shutdown;
+#[cfg(feature = "tokio")]
+mod steps;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};

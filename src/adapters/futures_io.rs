@@ -2,7 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use futures_io::{AsyncBufRead, AsyncRead};
 
@@ -43,7 +43,7 @@ use crate::kernel::stream::LogStream;
 /// ```
 impl AsyncBufRead for LogStream {
     fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
-        super::poll_fill_buf(self.get_mut(), cx)
+        LogStream::poll_fill_buf(self.get_mut(), cx).map_err(io::Error::other)
     }
 
     fn consume(self: Pin<&mut Self>, amount: usize) {
@@ -53,14 +53,14 @@ impl AsyncBufRead for LogStream {
 
 /// As [`AsyncBufRead`], by copying. One read gives at most what one `poll_fill_buf` shows: in the CRI format, one record.
 impl AsyncRead for LogStream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         if buffer.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        super::poll_read(self.get_mut(), cx, |shown| {
-            let amount = shown.len().min(buffer.len());
-            buffer[..amount].copy_from_slice(&shown[..amount]);
-            amount
-        })
+        let shown = ready!(AsyncBufRead::poll_fill_buf(self.as_mut(), cx))?;
+        let amount = shown.len().min(buffer.len());
+        buffer[..amount].copy_from_slice(&shown[..amount]);
+        AsyncBufRead::consume(self, amount);
+        Poll::Ready(Ok(amount))
     }
 }

@@ -448,6 +448,9 @@ pub enum HandleError {
     /// The thread that waits is the one that turns the worker, so the answer would never come.
     #[error("this thread turns the worker, and would wait for itself: use the worker itself, or await the answer")]
     OwnThread,
+    /// The loop failed, or the runtime that it is in was shut down, before the worker answered. Its next turn says more.
+    #[error("the worker's loop failed before it answered")]
+    LoopFailed,
 }
 
 /// Why a log could not be streamed.
