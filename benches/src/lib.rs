@@ -2,5 +2,6 @@
 //!
 //! - `coalesce`: what it saves to let the output of a job that writes in small pieces gather in its pipe for a moment.
 //! - `framing`: how fast output is cut into lines, and records are written and read.
+//! - `latency`: how long it takes from the end of a process until the code that waits for it knows, in every way that a worker can be embedded.
 //! - `spawn`: what it costs to start a tiny program and to reap it, and how long the caller is held up meanwhile, beside posix_spawn, std and
 //!   tokio, under conditions that hosts live in: many descriptors, much memory, busy CPUs.

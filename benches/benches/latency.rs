@@ -1,0 +1,303 @@
+//! How long it takes from the end of a process until the code that waits for it knows: in every way that a worker can be embedded, beside a bare pidfd in epoll, and
+//! beside tokio's own processes.
+//!
+//! ```sh
+//! cargo bench -p iron-exec-benches --bench latency             # about a minute
+//! cargo bench -p iron-exec-benches --bench latency -- --quick  # a tenth of it
+//! ```
+//!
+//! A process that sleeps is killed, and the clock runs from right before the kill(2) until the waiting code has the end in its hands. All ways take turns, round after
+//! round, in one process; a figure is the median over the rounds of that percentile within a round, with the smallest and largest behind the median. What counts is the ratio to
+//! the first line, within one run.
+//!
+//! Jobs have no output and no cgroup here: what is measured is the way from the kernel to the code.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::os::fd::{AsFd, AsRawFd};
+use std::process::{Command as Process, ExitCode, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use iron_exec::calloop::WorkerSource;
+use iron_exec::tokio::AsyncWorker;
+use iron_exec::{Capture, CgroupBase, Command, Event, Events, Handle, JobId, ShutdownMode, Status, Worker};
+use mio::unix::SourceFd;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rustix::event::epoll;
+use rustix::process::{PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+/// One way to wait: takes so many samples.
+type Way = fn(usize) -> Result<Vec<Duration>>;
+
+const WAYS: [(&str, Way); 10] = [
+    ("bare pidfd in epoll, waitid", bare),
+    ("Worker::turn", turn),
+    ("epoll of the host's own", own_epoll),
+    ("mio of the host's own", own_mio),
+    ("calloop: WorkerSource", in_calloop),
+    ("tokio, one thread: AsyncWorker", in_tokio),
+    ("tokio, threads: Handle in a task", in_tokio_threads),
+    ("Worker::run, Handle in a thread", in_threads),
+    ("tokio::process, one thread", tokio_process),
+    ("tokio::process, threads", tokio_process_threads),
+];
+
+/// Rounds, and samples in each.
+const FULL: (usize, usize) = (9, 200);
+const QUICK: (usize, usize) = (5, 40);
+/// To see that it works: what `cargo test` asks of a benchmark.
+const SMOKE: (usize, usize) = (1, 3);
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().collect();
+    let has = |flag: &str| args.iter().any(|arg| arg == flag);
+    let (rounds, samples) = match () {
+        () if has("--quick") => QUICK,
+        () if has("--bench") => FULL,
+        () => SMOKE,
+    };
+    match bench(rounds, samples) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench(rounds: usize, samples: usize) -> Result<()> {
+    let mut percentiles = BTreeMap::<usize, (Vec<Duration>, Vec<Duration>)>::new();
+    for _ in 0..rounds {
+        for (index, (_, way)) in WAYS.iter().enumerate() {
+            let mut taken = way(samples)?;
+            taken.sort_unstable();
+            let (p50s, p99s) = percentiles.entry(index).or_default();
+            p50s.push(taken[samples / 2]);
+            p99s.push(taken[samples * 99 / 100]);
+        }
+    }
+    println!("exit to event, µs; {rounds} rounds of {samples}");
+    println!("{:<36}{:>8}{:>18}{:>8}{:>8}{:>18}", "", "p50", "(min-max)", "ratio", "p99", "(min-max)");
+    let floor = percentiles.get(&0).map_or(Duration::ZERO, |(p50s, _)| median(p50s));
+    for (index, (p50s, p99s)) in &percentiles {
+        let spread = |times: &[Duration]| {
+            let ends = times.iter().min().zip(times.iter().max());
+            ends.map_or(String::new(), |(min, max)| format!("({:.0}-{:.0})", micros(*min), micros(*max)))
+        };
+        let (p50, p99) = (median(p50s), median(p99s));
+        let ratio = p50.div_duration_f64(floor);
+        println!("{:<36}{:>8.1}{:>18}{ratio:>8.2}{:>8.1}{:>18}", WAYS[*index].0, micros(p50), spread(p50s), micros(p99), spread(p99s));
+    }
+    Ok(())
+}
+
+fn median(times: &[Duration]) -> Duration {
+    let mut sorted = times.to_vec();
+    sorted.sort_unstable();
+    sorted[sorted.len() / 2]
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
+
+/// Ends a process; the time at which that began.
+fn end(pid: i32) -> Result<Instant> {
+    let began = Instant::now();
+    kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+    Ok(began)
+}
+
+fn sleeper() -> Command {
+    Command::new("sleep").arg("1000").capture(Capture::Discard)
+}
+
+fn new_worker() -> Result<Worker> {
+    Ok(Worker::builder().log_dir(std::env::temp_dir()).cgroup_base(CgroupBase::Off).build()?)
+}
+
+/// Starts a job and ends it; `wait` comes back when it knows. Events of the start are not to be counted.
+fn sample(worker: &mut Worker, wait: impl FnOnce(&mut Worker, JobId) -> Result<()>) -> Result<Duration> {
+    let job = worker.start(sleeper())?;
+    let began = end(worker.query(job)?.pid)?;
+    wait(worker, job)?;
+    let took = began.elapsed();
+    worker.wait(job)?;
+    worker.forget(job)?;
+    Ok(took)
+}
+
+fn has_ended(events: &Events, job: JobId) -> bool {
+    events.iter().any(|event| matches!(event, Event::Exited { job: exited, .. } if *exited == job))
+}
+
+fn bare(samples: usize) -> Result<Vec<Duration>> {
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 4];
+    let one = |_| {
+        let mut child = Process::new("sleep").arg("1000").stdin(Stdio::null()).spawn()?;
+        let pid = rustix::process::Pid::from_child(&child);
+        let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
+        epoll::add(&epoll, &pidfd, epoll::EventData::new_u64(1), epoll::EventFlags::IN)?;
+        let began = end(pid.as_raw_nonzero().get())?;
+        epoll::wait(&epoll, &mut events[..], None)?;
+        waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)?;
+        let took = began.elapsed();
+        epoll::delete(&epoll, &pidfd)?;
+        // It is reaped already: this only lets go of it.
+        let _ = child.try_wait();
+        Ok(took)
+    };
+    (0..samples).map(one).collect()
+}
+
+fn turn(samples: usize) -> Result<Vec<Duration>> {
+    let (mut worker, mut events) = (new_worker()?, Events::new());
+    let wait = |worker: &mut Worker, job, events: &mut Events| {
+        while !has_ended(events, job) {
+            worker.turn(events, None)?;
+        }
+        Ok(())
+    };
+    (0..samples).map(|_| sample(&mut worker, |worker, job| wait(worker, job, &mut events))).collect()
+}
+
+fn own_epoll(samples: usize) -> Result<Vec<Duration>> {
+    let (mut worker, mut events) = (new_worker()?, Events::new());
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    epoll::add(&epoll, worker.as_fd(), epoll::EventData::new_u64(1), epoll::EventFlags::IN)?;
+    let mut ready = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 4];
+    let mut wait = |worker: &mut Worker, job| {
+        while !has_ended(&events, job) {
+            epoll::wait(&epoll, &mut ready[..], None)?;
+            worker.turn(&mut events, Some(Duration::ZERO))?;
+        }
+        Ok(())
+    };
+    (0..samples).map(|_| sample(&mut worker, &mut wait)).collect()
+}
+
+fn own_mio(samples: usize) -> Result<Vec<Duration>> {
+    let (mut worker, mut events) = (new_worker()?, Events::new());
+    let mut poll = mio::Poll::new()?;
+    let mut ready = mio::Events::with_capacity(16);
+    poll.registry().register(&mut SourceFd(&worker.as_fd().as_raw_fd()), mio::Token(1), mio::Interest::READABLE)?;
+    let mut wait = |worker: &mut Worker, job| {
+        while !has_ended(&events, job) {
+            poll.poll(&mut ready, None)?;
+            worker.turn(&mut events, Some(Duration::ZERO))?;
+        }
+        Ok(())
+    };
+    (0..samples).map(|_| sample(&mut worker, &mut wait)).collect()
+}
+
+fn in_calloop(samples: usize) -> Result<Vec<Duration>> {
+    let mut event_loop = calloop::EventLoop::<Option<JobId>>::try_new()?;
+    let source = calloop::Dispatcher::new(WorkerSource::new(new_worker()?)?, |event: Event, _: &mut Worker, ended: &mut Option<JobId>| {
+        if let Event::Exited { job, .. } = event {
+            *ended = Some(job);
+        }
+    });
+    event_loop.handle().register_dispatcher(source.clone())?;
+    let mut one = || {
+        let mut ended = None;
+        let job = source.as_source_mut().worker_mut().start(sleeper())?;
+        let pid = source.as_source_ref().worker().query(job)?.pid;
+        let began = end(pid)?;
+        while ended != Some(job) {
+            event_loop.dispatch(None, &mut ended)?;
+        }
+        let took = began.elapsed();
+        source.as_source_mut().worker_mut().wait(job)?;
+        source.as_source_mut().worker_mut().forget(job)?;
+        Ok(took)
+    };
+    (0..samples).map(|_| one()).collect()
+}
+
+fn in_tokio(samples: usize) -> Result<Vec<Duration>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut worker = AsyncWorker::new(new_worker()?)?;
+        let mut times = Vec::new();
+        for _ in 0..samples {
+            let job = worker.start(sleeper()).await?;
+            let began = end(worker.query(job)?.pid)?;
+            while !matches!(worker.next_event().await?, Event::Exited { job: exited, .. } if exited == job) {}
+            times.push(began.elapsed());
+            worker.wait(job).await?;
+            worker.worker_mut().forget(job)?;
+        }
+        Ok(times)
+    })
+}
+
+fn in_tokio_threads(samples: usize) -> Result<Vec<Duration>> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let mut worker = AsyncWorker::new(new_worker()?)?;
+        let handle = worker.handle();
+        let running = tokio::spawn(async move { worker.run().await });
+        let times = tokio::spawn(async move {
+            let mut times = Vec::new();
+            for _ in 0..samples {
+                let job = handle.start(sleeper()).await?;
+                let (pid, waiting) = (handle.query(job).await?.pid, handle.wait(job));
+                let began = end(pid)?;
+                waiting.await?;
+                times.push(began.elapsed());
+                handle.forget(job).await?;
+            }
+            Ok(times)
+        });
+        let times = times.await?;
+        running.await??;
+        times
+    })
+}
+
+fn in_threads(samples: usize) -> Result<Vec<Duration>> {
+    let mut worker = new_worker()?;
+    let handle = worker.handle();
+    let (ended, has_ended) = mpsc::channel();
+    let thread = std::thread::spawn(move || ended.send(worker.run()));
+    let one = |handle: &Handle| -> Result<Duration> {
+        let job = handle.start(sleeper()).wait()?;
+        let (status, waiting): (Status, _) = (handle.query(job).wait()?, handle.wait(job));
+        let began = end(status.pid)?;
+        waiting.wait()?;
+        let took = began.elapsed();
+        handle.forget(job).wait()?;
+        Ok(took)
+    };
+    let times = (0..samples).map(|_| one(&handle)).collect();
+    handle.shutdown(ShutdownMode::Kill).wait()?;
+    has_ended.recv()??;
+    let _ = thread.join();
+    times
+}
+
+async fn children(samples: usize) -> Result<Vec<Duration>> {
+    let mut times = Vec::new();
+    for _ in 0..samples {
+        let mut child = tokio::process::Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn()?;
+        let began = end(i32::try_from(child.id().unwrap_or_default())?)?;
+        child.wait().await?;
+        times.push(began.elapsed());
+    }
+    Ok(times)
+}
+
+fn tokio_process(samples: usize) -> Result<Vec<Duration>> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(children(samples))
+}
+
+fn tokio_process_threads(samples: usize) -> Result<Vec<Duration>> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async { tokio::spawn(children(samples)).await? })
+}
