@@ -313,3 +313,41 @@ fn done(answer: Result<(), iron_exec::JobError>) -> Result<ResultCode, Fault> {
     answer?;
     Ok(ResultCode::Ok)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CStr;
+    use std::ptr::null_mut;
+
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_a_code_and_what_it_came_out_of_can_only_be_freed() {
+        let directory = tempfile::tempdir().unwrap();
+        let builder = iron_exec::Worker::builder().log_dir(directory.path()).cgroup_base(iron_exec::CgroupBase::Off);
+        let mut worker = Box::into_raw(Box::new(Worker::new(builder.build().unwrap())));
+        let mut error = crate::iron_exec_error_new();
+        let panics = |_: &mut iron_exec::Worker| panic!("on purpose, {}", 7);
+        // SAFETY: both handles are live.
+        let code = unsafe { Worker::call(worker, error, panics) };
+        assert_eq!(code, ResultCode::Bug);
+        // SAFETY: the handle is live.
+        let text = unsafe { crate::iron_exec_error_text(error) };
+        // SAFETY: the text belongs to the error object, which is not used in the meantime.
+        let text = unsafe { CStr::from_ptr(text) };
+        assert_eq!(text, c"a bug in iron-exec: on purpose, 7");
+        let mut jobs = 0;
+        // SAFETY: both handles are live.
+        let code = unsafe { iron_exec_unfinished_jobs(worker, &raw mut jobs, null_mut()) };
+        assert_eq!(code, ResultCode::Bug);
+        let (mut event, mut count) = (Event::default(), 0);
+        // SAFETY: the handle is live.
+        let code = unsafe { iron_exec_turn(worker, 0, &raw mut event, 1, &raw mut count, error) };
+        assert_eq!(code, ResultCode::Bug);
+        // SAFETY: the handle is live.
+        unsafe { iron_exec_worker_free(&raw mut worker) };
+        // SAFETY: the handle is live.
+        unsafe { crate::iron_exec_error_free(&raw mut error) };
+        assert!(worker.is_null() && error.is_null());
+    }
+}
