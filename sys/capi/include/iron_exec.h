@@ -69,7 +69,8 @@ enum iron_exec_result
    */
   IRON_EXEC_RESULT_NOT_FOUND = -2,
   /**
-   * The job is not in the state for it: it has not finished, has no process yet, or has ended; or what was asked for was taken already.
+   * The job is not in the state for it: it has not finished, has no process yet, or has ended; or what was asked for was taken already. Or the worker is not: it
+   * is shut down, and starts nothing more.
    */
   IRON_EXEC_RESULT_WRONG_STATE = -3,
   /**
@@ -264,7 +265,7 @@ typedef int32_t iron_exec_capture;
 
 /**
  * What an event is about. What one turn tells of a job comes in the order of this list. Every job that iron_exec_start gave an id ends with exactly one
- * START_FAILED or FINISHED.
+ * START_FAILED, FINISHED or LEFT.
  */
 enum iron_exec_event_kind
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
@@ -335,6 +336,10 @@ enum iron_exec_event_kind
    * All over: every byte is in the log, the process tree is gone, the cgroup is removed.
    */
   IRON_EXEC_EVENT_KIND_FINISHED = 15,
+  /**
+   * The worker was shut down, and the job let go of: it runs on, and nothing more will be heard of it (IRON_EXEC_SHUTDOWN_MODE_LEAVE).
+   */
+  IRON_EXEC_EVENT_KIND_LEFT = 16,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -345,7 +350,7 @@ typedef int32_t iron_exec_event_kind;
 #endif // __cplusplus
 
 /**
- * Where a job stands. It only moves downwards in this list, and ends in one of the last three. (-1 of a status is a state that this header does not know.)
+ * Where a job stands. It only moves downwards in this list, and ends in one of the last four. (-1 of a status is a state that this header does not know.)
  */
 enum iron_exec_state
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
@@ -380,6 +385,10 @@ enum iron_exec_state
    * All over, but how the main process ended is not to be known: somebody else reaped it, and the kernel is too old to tell.
    */
   IRON_EXEC_STATE_UNKNOWN = 6,
+  /**
+   * It was let go of, and runs on without anybody watching it: IRON_EXEC_SHUTDOWN_MODE_LEAVE.
+   */
+  IRON_EXEC_STATE_LEFT = 7,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -417,6 +426,10 @@ enum iron_exec_stop_reason
    * Its log could not be written.
    */
   IRON_EXEC_STOP_REASON_LOG_FAULT = 4,
+  /**
+   * The worker was shut down.
+   */
+  IRON_EXEC_STOP_REASON_SHUTDOWN = 5,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -522,6 +535,36 @@ enum iron_exec_stream_end
 typedef enum iron_exec_stream_end iron_exec_stream_end;
 #else
 typedef int32_t iron_exec_stream_end;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * What becomes of the jobs when a worker is shut down.
+ */
+enum iron_exec_shutdown_mode
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /**
+   * Every job's whole tree is killed at once, with SIGKILL.
+   */
+  IRON_EXEC_SHUTDOWN_MODE_KILL = 0,
+  /**
+   * Every job's process group gets a signal, and what is left of its tree after the grace time SIGKILL.
+   */
+  IRON_EXEC_SHUTDOWN_MODE_STOP = 1,
+  /**
+   * The jobs run on, and nobody watches them any more. Their pipes are closed: a job that is to outlive its host writes into its log itself, or nowhere
+   * (IRON_EXEC_CAPTURE_DIRECT, DISCARD, INHERIT). Its log is not sealed, its cgroup stays. The processes stay children of this one.
+   */
+  IRON_EXEC_SHUTDOWN_MODE_LEAVE = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum iron_exec_shutdown_mode iron_exec_shutdown_mode;
+#else
+typedef int32_t iron_exec_shutdown_mode;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
@@ -1090,6 +1133,39 @@ iron_exec_result iron_exec_take_pipe(struct iron_exec_worker *worker,
                                      int32_t number,
                                      int32_t *fd,
                                      struct iron_exec_error *error);
+
+/**
+ * Ends all jobs as `mode` says (an iron_exec_shutdown_mode; `signal`, 1 to 64, and `grace_ms`, in milliseconds, are for STOP alone), and turns the loop until every one
+ * of them is over, to the last byte of its output. Nothing can be started any more; events come with the next turns, statuses and logs can still be read, and the
+ * worker is still to be freed. It blocks for as long as the jobs take, the grace time and a few seconds at most, and writes to `left` the number of jobs that were
+ * not over by then (processes that the kernel cannot end). A second shutdown with another mode is one with that mode.
+ *
+ * Errors: INVALID_ARGUMENT; SYSTEM if the loop's own descriptors fail: then it can be called again.
+ */
+iron_exec_result iron_exec_shutdown(struct iron_exec_worker *worker,
+                                    int32_t mode,
+                                    int32_t signal,
+                                    uint64_t grace_ms,
+                                    size_t *left,
+                                    struct iron_exec_error *error);
+
+/**
+ * As iron_exec_shutdown, without waiting: turn the loop until iron_exec_is_shut_down.
+ *
+ * Errors: INVALID_ARGUMENT.
+ */
+iron_exec_result iron_exec_begin_shutdown(struct iron_exec_worker *worker,
+                                          int32_t mode,
+                                          int32_t signal,
+                                          uint64_t grace_ms,
+                                          struct iron_exec_error *error);
+
+/**
+ * Writes to `is_shut_down` whether a shutdown was begun, and everything is over, or was waited for long enough.
+ *
+ * Errors: INVALID_ARGUMENT if a pointer is NULL.
+ */
+iron_exec_result iron_exec_is_shut_down(struct iron_exec_worker *worker, bool *is_shut_down, struct iron_exec_error *error);
 
 /**
  * Opens a reader of a job's log, and writes it to `stream`. `source` is an iron_exec_stream_source; `position` an iron_exec_stream_position, of which `value` is

@@ -25,7 +25,8 @@ pub enum ResultCode {
     InvalidArgument = -1,
     /// There is no such job: never started by this worker, forgotten, or gone because there were too many finished ones.
     NotFound = -2,
-    /// The job is not in the state for it: it has not finished, has no process yet, or has ended; or what was asked for was taken already.
+    /// The job is not in the state for it: it has not finished, has no process yet, or has ended; or what was asked for was taken already. Or the worker is not: it
+    /// is shut down, and starts nothing more.
     WrongState = -3,
     /// A buffer is too small; the length that was written tells how long the text is.
     BufferTooSmall = -4,
@@ -161,6 +162,7 @@ impl From<StartError> for Fault {
         let code = match error {
             StartError::Command(_) => ResultCode::InvalidArgument,
             StartError::TooManyJobs { .. } => ResultCode::TooManyJobs,
+            StartError::ShuttingDown => ResultCode::WrongState,
             _ => ResultCode::StartFailed,
         };
         let errno = error.failure().map_or(0, iron_exec::StartFailure::errno);

@@ -5,7 +5,7 @@ use iron_exec::Exit;
 use crate::id::JobId;
 
 /// What an event is about. What one turn tells of a job comes in the order of this list. Every job that iron_exec_start gave an id ends with exactly one
-/// START_FAILED or FINISHED.
+/// START_FAILED, FINISHED or LEFT.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(i32)]
 pub enum EventKind {
@@ -42,6 +42,8 @@ pub enum EventKind {
     TreeEmpty = 14,
     /// All over: every byte is in the log, the process tree is gone, the cgroup is removed.
     Finished = 15,
+    /// The worker was shut down, and the job let go of: it runs on, and nothing more will be heard of it (IRON_EXEC_SHUTDOWN_MODE_LEAVE).
+    Left = 16,
 }
 
 /// Something that happened to a job.
@@ -103,6 +105,7 @@ impl From<&iron_exec::Event> for Event {
                 EventKind::Exited
             }
             Told::TreeEmpty { .. } => EventKind::TreeEmpty,
+            Told::Left { .. } => EventKind::Left,
             Told::Finished { exit, .. } => {
                 (place.exit_code, place.signal) = exit_numbers(*exit);
                 EventKind::Finished

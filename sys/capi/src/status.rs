@@ -7,7 +7,7 @@ use iron_exec::Exit;
 use crate::config::rung_number;
 use crate::id::{JobId, OwnerId};
 
-/// Where a job stands. It only moves downwards in this list, and ends in one of the last three. (-1 of a status is a state that this header does not know.)
+/// Where a job stands. It only moves downwards in this list, and ends in one of the last four. (-1 of a status is a state that this header does not know.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
 pub enum State {
@@ -25,6 +25,8 @@ pub enum State {
     Failed = 5,
     /// All over, but how the main process ended is not to be known: somebody else reaped it, and the kernel is too old to tell.
     Unknown = 6,
+    /// It was let go of, and runs on without anybody watching it: IRON_EXEC_SHUTDOWN_MODE_LEAVE.
+    Left = 7,
 }
 
 /// Why a job was stopped. (-1 of a status is a reason that this header does not know.)
@@ -41,6 +43,8 @@ pub enum StopReason {
     WorkerDropped = 3,
     /// Its log could not be written.
     LogFault = 4,
+    /// The worker was shut down.
+    Shutdown = 5,
 }
 
 /// Everything known about a job, but for its texts (iron_exec_log_path, iron_exec_failure_text). It does not change when the job goes on. Times by the wall
@@ -140,6 +144,7 @@ fn state_number(state: iron_exec::JobState) -> i32 {
         JobState::Finished => State::Finished as i32,
         JobState::Failed => State::Failed as i32,
         JobState::Unknown => State::Unknown as i32,
+        JobState::Left => State::Left as i32,
         _ => -1,
     }
 }
@@ -150,6 +155,7 @@ fn reason_number(reason: iron_exec::StopReason) -> i32 {
         iron_exec::StopReason::Timeout => StopReason::Timeout as i32,
         iron_exec::StopReason::WorkerDropped => StopReason::WorkerDropped as i32,
         iron_exec::StopReason::LogFault => StopReason::LogFault as i32,
+        iron_exec::StopReason::Shutdown => StopReason::Shutdown as i32,
         _ => -1,
     }
 }

@@ -27,6 +27,19 @@ pub struct Worker {
     is_broken: bool,
 }
 
+/// What becomes of the jobs when a worker is shut down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+pub enum ShutdownMode {
+    /// Every job's whole tree is killed at once, with SIGKILL.
+    Kill = 0,
+    /// Every job's process group gets a signal, and what is left of its tree after the grace time SIGKILL.
+    Stop = 1,
+    /// The jobs run on, and nobody watches them any more. Their pipes are closed: a job that is to outlive its host writes into its log itself, or nowhere
+    /// (IRON_EXEC_CAPTURE_DIRECT, DISCARD, INHERIT). Its log is not sealed, its cgroup stays. The processes stay children of this one.
+    Leave = 2,
+}
+
 /// The version of the library, for instance "0.1.0". A constant.
 #[unsafe(no_mangle)]
 pub extern "C" fn iron_exec_version() -> *const c_char {
@@ -277,6 +290,66 @@ pub unsafe extern "C" fn iron_exec_take_pipe(worker: *mut Worker, job: JobId, nu
     unsafe { Worker::call(worker, error, body) }
 }
 
+/// Ends all jobs as `mode` says (an iron_exec_shutdown_mode; `signal`, 1 to 64, and `grace_ms`, in milliseconds, are for STOP alone), and turns the loop until every one
+/// of them is over, to the last byte of its output. Nothing can be started any more; events come with the next turns, statuses and logs can still be read, and the
+/// worker is still to be freed. It blocks for as long as the jobs take, the grace time and a few seconds at most, and writes to `left` the number of jobs that were
+/// not over by then (processes that the kernel cannot end). A second shutdown with another mode is one with that mode.
+///
+/// Errors: INVALID_ARGUMENT; SYSTEM if the loop's own descriptors fail: then it can be called again.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn iron_exec_shutdown(
+    worker: *mut Worker,
+    mode: i32,
+    signal: i32,
+    grace_ms: u64,
+    left: *mut usize,
+    error: *mut Error,
+) -> ResultCode {
+    // SAFETY: the caller's promise.
+    let left = unsafe { border::place(left, "the place for the number of jobs that are left") };
+    let body = |worker: &mut iron_exec::Worker| {
+        let (left, mode) = (left?.write(0), shutdown_mode(mode, signal, grace_ms)?);
+        *left = worker.shutdown(mode)?;
+        Ok(ResultCode::Ok)
+    };
+    // SAFETY: the caller's promise.
+    unsafe { Worker::call(worker, error, body) }
+}
+
+/// As iron_exec_shutdown, without waiting: turn the loop until iron_exec_is_shut_down.
+///
+/// Errors: INVALID_ARGUMENT.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn iron_exec_begin_shutdown(
+    worker: *mut Worker,
+    mode: i32,
+    signal: i32,
+    grace_ms: u64,
+    error: *mut Error,
+) -> ResultCode {
+    let body = |worker: &mut iron_exec::Worker| {
+        worker.begin_shutdown(shutdown_mode(mode, signal, grace_ms)?);
+        Ok(ResultCode::Ok)
+    };
+    // SAFETY: the caller's promise.
+    unsafe { Worker::call(worker, error, body) }
+}
+
+/// Writes to `is_shut_down` whether a shutdown was begun, and everything is over, or was waited for long enough.
+///
+/// Errors: INVALID_ARGUMENT if a pointer is NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn iron_exec_is_shut_down(worker: *mut Worker, is_shut_down: *mut bool, error: *mut Error) -> ResultCode {
+    // SAFETY: the caller's promise.
+    let place = unsafe { border::place(is_shut_down, "the place for the answer") };
+    let body = |worker: &mut iron_exec::Worker| {
+        place?.write(worker.is_shut_down());
+        Ok(ResultCode::Ok)
+    };
+    // SAFETY: the caller's promise.
+    unsafe { Worker::call(worker, error, body) }
+}
+
 impl Worker {
     pub(crate) fn new(worker: iron_exec::Worker) -> Self {
         Self { inner: worker, events: Events::with_capacity(1), events_max: 1, is_broken: false }
@@ -306,6 +379,17 @@ impl Worker {
         let answer = body(&mut self.inner, &mut self.events);
         self.is_broken = false;
         answer
+    }
+}
+
+fn shutdown_mode(mode: i32, signal: i32, grace_ms: u64) -> Result<iron_exec::ShutdownMode, Fault> {
+    match mode {
+        _ if mode == ShutdownMode::Kill as i32 => Ok(iron_exec::ShutdownMode::Kill),
+        _ if mode == ShutdownMode::Stop as i32 => {
+            Ok(iron_exec::ShutdownMode::Stop { signal: border::signal(signal)?, grace: Duration::from_millis(grace_ms) })
+        }
+        _ if mode == ShutdownMode::Leave as i32 => Ok(iron_exec::ShutdownMode::Leave),
+        _ => Err(Fault::unknown("the mode of the shutdown", mode)),
     }
 }
 

@@ -25,6 +25,7 @@ fn a_null_is_refused_by_every_function() {
     let mut command = shell(c"exit 0");
     let mut config = iron_exec_config_new();
     let (mut number, mut size, mut event, mut byte) = (0_i32, 0_usize, Event::default(), 0_u8);
+    let mut is_shut_down = false;
     let (mut id, mut status, mut place) = (JobId::default(), Status::default(), null_mut());
     let text_place = (&raw mut byte).cast::<c_char>();
     let answers = unsafe {
@@ -94,6 +95,11 @@ fn a_null_is_refused_by_every_function() {
             iron_exec_unfinished_jobs(no_worker, &raw mut size, error),
             iron_exec_unfinished_jobs(worker, null_mut(), error),
             iron_exec_take_pipe(no_worker, job, 0, &raw mut number, error),
+            iron_exec_shutdown(no_worker, 0, 0, 0, &raw mut size, error),
+            iron_exec_shutdown(worker, 0, 0, 0, null_mut(), error),
+            iron_exec_begin_shutdown(no_worker, 0, 0, 0, error),
+            iron_exec_is_shut_down(no_worker, &raw mut is_shut_down, error),
+            iron_exec_is_shut_down(worker, null_mut(), error),
             iron_exec_take_pipe(worker, job, 0, null_mut(), error),
             iron_exec_stream_open(no_worker, job, 0, 0, 0, &raw mut place, error),
             iron_exec_stream_open(worker, job, 0, 0, 0, null_mut(), error),
@@ -203,9 +209,11 @@ fn numbers_that_stand_for_nothing_are_refused_and_remembered() {
                 iron_exec_take_pipe(host.worker, job, number, &raw mut fd, host.error),
                 iron_exec_signal(host.worker, job, number, host.error),
                 iron_exec_stop_with(host.worker, job, number, 0, host.error),
+                iron_exec_begin_shutdown(host.worker, number, 15, 0, host.error),
+                iron_exec_begin_shutdown(host.worker, ShutdownMode::Stop as i32, number, 0, host.error),
             ]
         };
-        assert_eq!(answers, [ResultCode::InvalidArgument; 5], "{number}");
+        assert_eq!(answers, [ResultCode::InvalidArgument; 7], "{number}");
         assert!(stream.is_null() && fd == -1);
     }
 }
