@@ -3,7 +3,8 @@
 
     asyncio_jobs.py LIBRARY
 
-LIBRARY is the shared library, for instance target/release/libiron_exec_capi.so. Exits 0 if every exit code and every byte of output was as it must be.
+LIBRARY is the shared library, for instance target/release/libiron_exec_capi.so. Exits 0 if every exit code and every byte of output was as it must
+be.
 """
 
 import asyncio
@@ -43,7 +44,7 @@ class Status(ctypes.Structure):
     ]
 
 
-# What each function takes; the error object, which comes last, is left out where the class below hands it in. A handle is a c_void_p: an int, or None for NULL.
+# What each function takes: a handle is a c_void_p, and so is the error object, which comes last.
 FUNCTIONS = {
     "config_log_dir": [c_void_p, c_char_p],
     "config_cgroup_base": [c_void_p, c_int32, c_char_p],
