@@ -7,15 +7,17 @@
  * their name that ends in _free: it takes the address of the pointer and sets that to NULL, so that freeing twice through one pointer does nothing. All else
  * (arrays, buffers, strings, structures) is the caller's, and no call keeps a pointer to it.
  *
- * Pointers. Each may be NULL: where that makes no sense the call says so (INVALID_ARGUMENT). What is not NULL must be a handle that was not freed, a string with
- * a NUL byte at its end, or a place for what the function writes. Strings are bytes as the system takes them, UTF-8 only where that is said. Every other
- * argument may have any value: what cannot be is refused. In the text of this header, codes are without their IRON_EXEC_RESULT_.
+ * Pointers. Each may be NULL: where that makes no sense the call says so (INVALID_ARGUMENT). What is not NULL must be a handle that was not freed, a string
+ * with a NUL byte at its end, or a place for what the function writes; the places of one call do not overlap. Strings are bytes as the system takes them, UTF-8
+ * only where that is said. Every other argument may have any value: what cannot be is refused. In the text of this header, codes are without their
+ * IRON_EXEC_RESULT_.
  *
  * Threads. A handle is used by one thread at a time, and may be handed from one to another. Different handles can be used at the same time, also a worker and the
  * streams of its jobs. After fork(2) only the parent uses a worker.
  *
  * Errors. A call that can fail returns an iron_exec_result, below 0 if it has failed. The text of what went wrong, and the system's error number, go to an
- * iron_exec_error, if one was handed in.
+ * iron_exec_error, if one was handed in. Where a handle, a descriptor or a number was to be written, NULL, -1 or 0 stands then; structures and buffers are left
+ * as they were.
  *
  * Memory. Where there is none left the process is aborted: the functions ending in _new never return NULL for that.
  *
@@ -923,7 +925,7 @@ iron_exec_result iron_exec_command_name(struct iron_exec_command *command, const
 /**
  * What the job reads: an iron_exec_stdin. Default: NULL, nothing.
  */
-iron_exec_result iron_exec_command_stdin(struct iron_exec_command *command, int32_t stdin);
+iron_exec_result iron_exec_command_stdin(struct iron_exec_command *command, int32_t input);
 
 /**
  * Where the output goes: an iron_exec_capture. Default: SPLIT.
@@ -1002,7 +1004,7 @@ const char *iron_exec_version(void);
  * Makes a worker, with this configuration (NULL: the defaults), and writes it to `worker`. The configuration stays the caller's, and may be used again.
  *
  * Errors: INVALID_ARGUMENT if `worker` is NULL, or a setting was wrong; SYSTEM if the log directory, the cgroup base or the rung cannot be had, or the kernel
- * refuses what a loop needs. NULL is written then.
+ * refuses what a loop needs.
  */
 iron_exec_result iron_exec_worker_new(const struct iron_exec_config *config,
                                       struct iron_exec_worker **worker,
@@ -1036,7 +1038,8 @@ iron_exec_result iron_exec_turn(struct iron_exec_worker *worker,
 /**
  * Starts a job, and writes its id to `job`. The command stays the caller's, and may be started again.
  *
- * Errors: INVALID_ARGUMENT if a pointer is NULL, or the command is wrong; START_FAILED; TOO_MANY_JOBS. Nothing is left of a job that was not started.
+ * Errors: INVALID_ARGUMENT if a pointer is NULL, or the command is wrong; START_FAILED; TOO_MANY_JOBS; WRONG_STATE if the worker is shut down. Nothing is left
+ * of a job that was not started.
  */
 iron_exec_result iron_exec_start(struct iron_exec_worker *worker,
                                  const struct iron_exec_command *command,
@@ -1126,7 +1129,7 @@ iron_exec_result iron_exec_unfinished_jobs(struct iron_exec_worker *worker, size
  * (IRON_EXEC_CAPTURE_PIPED). It is the caller's to close from then on, blocks, and is not passed on to programs (O_CLOEXEC). Closing stdin is the end of the
  * job's input; writing to it after the job has ended raises SIGPIPE unless the host ignores that.
  *
- * Errors: INVALID_ARGUMENT, NOT_FOUND, WRONG_STATE if that is no pipe, or was taken before. -1 is written then.
+ * Errors: INVALID_ARGUMENT, NOT_FOUND, WRONG_STATE if that is no pipe, or was taken before.
  */
 iron_exec_result iron_exec_take_pipe(struct iron_exec_worker *worker,
                                      struct iron_exec_job_id job,
@@ -1135,10 +1138,10 @@ iron_exec_result iron_exec_take_pipe(struct iron_exec_worker *worker,
                                      struct iron_exec_error *error);
 
 /**
- * Ends all jobs as `mode` says (an iron_exec_shutdown_mode; `signal`, 1 to 64, and `grace_ms`, in milliseconds, are for STOP alone), and turns the loop until every one
- * of them is over, to the last byte of its output. Nothing can be started any more; events come with the next turns, statuses and logs can still be read, and the
- * worker is still to be freed. It blocks for as long as the jobs take, the grace time and a few seconds at most, and writes to `left` the number of jobs that were
- * not over by then (processes that the kernel cannot end). A second shutdown with another mode is one with that mode.
+ * Ends all jobs as `mode` says (an iron_exec_shutdown_mode; `signal`, 1 to 64, and `grace_ms`, in milliseconds, are for STOP alone), and turns the loop until
+ * every one of them is over, to the last byte of its output. Nothing can be started any more; events come with the next turns, statuses and logs can still be
+ * read, and the worker is still to be freed. It blocks for as long as the jobs take, the grace time and a few seconds at most, and writes to `left` the number
+ * of jobs that were not over by then (processes that the kernel cannot end). A second shutdown with another mode is one with that mode.
  *
  * Errors: INVALID_ARGUMENT; SYSTEM if the loop's own descriptors fail: then it can be called again.
  */
@@ -1171,7 +1174,7 @@ iron_exec_result iron_exec_is_shut_down(struct iron_exec_worker *worker, bool *i
  * Opens a reader of a job's log, and writes it to `stream`. `source` is an iron_exec_stream_source; `position` an iron_exec_stream_position, of which `value` is
  * the offset, or the number of lines (0 with the others). It blocks while that place is looked up in the files.
  *
- * Errors: INVALID_ARGUMENT, NOT_FOUND, NOT_LOGGED, SYSTEM if the log file is gone. NULL is written then.
+ * Errors: INVALID_ARGUMENT, NOT_FOUND, NOT_LOGGED, SYSTEM if the log file is gone.
  */
 iron_exec_result iron_exec_stream_open(struct iron_exec_worker *worker,
                                        struct iron_exec_job_id job,

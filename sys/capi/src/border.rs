@@ -2,7 +2,7 @@
 //!
 //! What the caller of every function of the interface promises, and what each SAFETY comment of this crate calls "the caller's promise": a pointer is NULL, or
 //! - a handle that the library gave and that was not freed, and that no other thread uses in the meantime;
-//! - a place of the type and size that the function asks for, which nobody else uses in the meantime;
+//! - a place of the type and size that the function asks for, which nobody else uses in the meantime, and which does not overlap with another one of the call;
 //! - a string with a NUL byte at its end, which nobody changes in the meantime.
 //!
 //! Everything else (integers, enumerations, what stands in a string) is checked.
@@ -108,6 +108,15 @@ pub(crate) unsafe fn place<'a, T>(pointer: *mut T, what: &'static str) -> Result
     unsafe { pointer.cast::<MaybeUninit<T>>().as_mut() }.ok_or_else(|| Fault::null(what))
 }
 
+/// A place for an answer, with what stands there if there is none.
+///
+/// # Safety
+/// The caller's promise for `pointer`.
+pub(crate) unsafe fn place_with<'a, T>(pointer: *mut T, nothing: T, what: &'static str) -> Result<&'a mut T, Fault> {
+    // SAFETY: the caller's promise.
+    unsafe { place(pointer, what) }.map(|place| place.write(nothing))
+}
+
 /// Places for answers, whatever is in them. No places need no pointer.
 ///
 /// # Safety
@@ -159,8 +168,8 @@ pub(crate) fn signal(number: i32) -> Result<iron_exec::Signal, Fault> {
 }
 
 /// Copies a text, with a NUL byte at its end, to a buffer, and tells its length without that byte, also where there is not enough room.
-pub(crate) fn copy_text(text: &[u8], buffer: &mut [MaybeUninit<u8>], length: &mut MaybeUninit<usize>) -> Result<ResultCode, Fault> {
-    length.write(text.len());
+pub(crate) fn copy_text(text: &[u8], buffer: &mut [MaybeUninit<u8>], length: &mut usize) -> Result<ResultCode, Fault> {
+    *length = text.len();
     let Some((last, rest)) = buffer.get_mut(..=text.len()).and_then(<[_]>::split_last_mut) else {
         return Err(Fault::new(ResultCode::BufferTooSmall, 0, format!("the text and its NUL byte need {} bytes", text.len() + 1)));
     };

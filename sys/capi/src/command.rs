@@ -126,12 +126,12 @@ pub unsafe extern "C" fn iron_exec_command_name(command: *mut Command, name: *co
 
 /// What the job reads: an iron_exec_stdin. Default: NULL, nothing.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn iron_exec_command_stdin(command: *mut Command, stdin: i32) -> ResultCode {
-    let change = |command: iron_exec::Command| match stdin {
-        _ if stdin == Stdin::Null as i32 => Ok(command.stdin_null()),
-        _ if stdin == Stdin::Piped as i32 => Ok(command.stdin_piped()),
-        _ if stdin == Stdin::Inherit as i32 => Ok(command.stdin_inherit()),
-        _ => Err(Fault::unknown("what stdin is", stdin)),
+pub unsafe extern "C" fn iron_exec_command_stdin(command: *mut Command, input: i32) -> ResultCode {
+    let change = |command: iron_exec::Command| match input {
+        _ if input == Stdin::Null as i32 => Ok(command.stdin_null()),
+        _ if input == Stdin::Piped as i32 => Ok(command.stdin_piped()),
+        _ if input == Stdin::Inherit as i32 => Ok(command.stdin_inherit()),
+        _ => Err(Fault::unknown("what stdin is", input)),
     };
     // SAFETY: the caller's promise.
     unsafe { set(command, change) }

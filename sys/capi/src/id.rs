@@ -37,7 +37,7 @@ pub unsafe extern "C" fn iron_exec_job_id_text(job: JobId, buffer: *mut c_char, 
     let body = || {
         let mut text = Uuid::encode_buffer();
         let text = Uuid::from_bytes(job.bytes).hyphenated().encode_lower(&mut text);
-        border::copy_text(text.as_bytes(), buffer?, &mut std::mem::MaybeUninit::uninit())
+        border::copy_text(text.as_bytes(), buffer?, &mut 0)
     };
     // SAFETY: the caller's promise.
     unsafe { border::call(error, body) }

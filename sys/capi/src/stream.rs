@@ -65,7 +65,7 @@ pub enum StreamEnd {
 /// Opens a reader of a job's log, and writes it to `stream`. `source` is an iron_exec_stream_source; `position` an iron_exec_stream_position, of which `value` is
 /// the offset, or the number of lines (0 with the others). It blocks while that place is looked up in the files.
 ///
-/// Errors: INVALID_ARGUMENT, NOT_FOUND, NOT_LOGGED, SYSTEM if the log file is gone. NULL is written then.
+/// Errors: INVALID_ARGUMENT, NOT_FOUND, NOT_LOGGED, SYSTEM if the log file is gone.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iron_exec_stream_open(
     worker: *mut Worker,
@@ -77,9 +77,9 @@ pub unsafe extern "C" fn iron_exec_stream_open(
     error: *mut Error,
 ) -> ResultCode {
     // SAFETY: the caller's promise.
-    let place = unsafe { border::place(stream, "the place for the stream") };
+    let place = unsafe { border::place_with(stream, std::ptr::null_mut(), "the place for the stream") };
     let body = |worker: &mut iron_exec::Worker| {
-        let place = place?.write(std::ptr::null_mut());
+        let place = place?;
         let options = options(source, position, value)?;
         let stream = worker.stream_with(job.into(), &options)?;
         *place = Box::into_raw(Box::new(Stream { stream, is_broken: false }));
@@ -110,9 +110,9 @@ pub unsafe extern "C" fn iron_exec_stream_read(
     // SAFETY: the caller's promise.
     let buffer = unsafe { border::places(buffer.cast::<u8>(), size, "the buffer") };
     // SAFETY: the caller's promise.
-    let length = unsafe { border::place(length, "the place for the length") };
+    let length = unsafe { border::place_with(length, 0, "the place for the length") };
     let body = || {
-        let (stream, buffer, length) = (stream?, buffer?, length?.write(0));
+        let (stream, buffer, length) = (stream?, buffer?, length?);
         if buffer.is_empty() {
             return Err(Fault::invalid("the buffer has no room"));
         }
@@ -150,11 +150,11 @@ pub unsafe extern "C" fn iron_exec_stream_offset(stream: *mut Stream, offset: *m
     // SAFETY: the caller's promise.
     let stream = unsafe { border::exclusive(stream, "the stream") };
     // SAFETY: the caller's promise.
-    let offset = unsafe { border::place(offset, "the place for the offset") };
+    let offset = unsafe { border::place_with(offset, 0, "the place for the offset") };
     let body = || {
         let offset = offset?;
         stream?.with(|stream| {
-            offset.write(stream.offset());
+            *offset = stream.offset();
             Ok(ResultCode::Ok)
         })
     };
@@ -170,17 +170,17 @@ pub unsafe extern "C" fn iron_exec_stream_ended(stream: *mut Stream, end: *mut i
     // SAFETY: the caller's promise.
     let stream = unsafe { border::exclusive(stream, "the stream") };
     // SAFETY: the caller's promise.
-    let end = unsafe { border::place(end, "the place for the end") };
+    let end = unsafe { border::place_with(end, StreamEnd::None as i32, "the place for the end") };
     let body = || {
         let end = end?;
         stream?.with(|stream| {
-            end.write(match stream.end() {
+            *end = match stream.end() {
                 None => StreamEnd::None as i32,
                 Some(LogEnd::Complete) => StreamEnd::Complete as i32,
                 Some(LogEnd::Deleted) => StreamEnd::Deleted as i32,
                 Some(LogEnd::WriterGone) => StreamEnd::WriterGone as i32,
                 Some(_) => StreamEnd::Other as i32,
-            });
+            };
             Ok(ResultCode::Ok)
         })
     };

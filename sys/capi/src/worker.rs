@@ -49,15 +49,15 @@ pub extern "C" fn iron_exec_version() -> *const c_char {
 /// Makes a worker, with this configuration (NULL: the defaults), and writes it to `worker`. The configuration stays the caller's, and may be used again.
 ///
 /// Errors: INVALID_ARGUMENT if `worker` is NULL, or a setting was wrong; SYSTEM if the log directory, the cgroup base or the rung cannot be had, or the kernel
-/// refuses what a loop needs. NULL is written then.
+/// refuses what a loop needs.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iron_exec_worker_new(config: *const Config, worker: *mut *mut Worker, error: *mut Error) -> ResultCode {
     // SAFETY: the caller's promise: NULL, or a live handle.
     let config = unsafe { config.as_ref() };
     // SAFETY: the caller's promise.
-    let place = unsafe { border::place(worker, "the place for the worker") };
+    let place = unsafe { border::place_with(worker, std::ptr::null_mut(), "the place for the worker") };
     let body = || {
-        let place = place?.write(std::ptr::null_mut());
+        let place = place?;
         let worker = config.map_or_else(|| Ok(iron_exec::Worker::builder()), Config::to_builder)?.build()?;
         *place = Box::into_raw(Box::new(Worker::new(worker)));
         Ok(ResultCode::Ok)
@@ -100,9 +100,9 @@ pub unsafe extern "C" fn iron_exec_turn(
     // SAFETY: the caller's promise.
     let places = unsafe { border::places(events, capacity, "the array of events") };
     // SAFETY: the caller's promise.
-    let count = unsafe { border::place(count, "the place for the number of events") };
+    let count = unsafe { border::place_with(count, 0, "the place for the number of events") };
     let body = || {
-        let (worker, places, count) = (worker?, places?, count?.write(0));
+        let (worker, places, count) = (worker?, places?, count?);
         if places.is_empty() {
             return Err(Fault::invalid("there is no room for an event"));
         }
@@ -127,7 +127,8 @@ pub unsafe extern "C" fn iron_exec_turn(
 
 /// Starts a job, and writes its id to `job`. The command stays the caller's, and may be started again.
 ///
-/// Errors: INVALID_ARGUMENT if a pointer is NULL, or the command is wrong; START_FAILED; TOO_MANY_JOBS. Nothing is left of a job that was not started.
+/// Errors: INVALID_ARGUMENT if a pointer is NULL, or the command is wrong; START_FAILED; TOO_MANY_JOBS; WRONG_STATE if the worker is shut down. Nothing is left
+/// of a job that was not started.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iron_exec_start(worker: *mut Worker, command: *const Command, job: *mut JobId, error: *mut Error) -> ResultCode {
     // SAFETY: the caller's promise.
@@ -203,10 +204,9 @@ pub unsafe extern "C" fn iron_exec_log_path(
     // SAFETY: the caller's promise.
     let buffer = unsafe { border::places(buffer.cast::<u8>(), size, "the buffer") };
     // SAFETY: the caller's promise.
-    let length = unsafe { border::place(length, "the place for the length") };
+    let length = unsafe { border::place_with(length, 0, "the place for the length") };
     let body = |worker: &mut iron_exec::Worker| {
         let (buffer, length) = (buffer?, length?);
-        length.write(0);
         let log = worker.query(job.into())?.log.ok_or(iron_exec::StreamError::NotLogged { job: job.into() })?;
         border::copy_text(log.as_os_str().as_encoded_bytes(), buffer, length)
     };
@@ -230,10 +230,9 @@ pub unsafe extern "C" fn iron_exec_failure_text(
     // SAFETY: the caller's promise.
     let buffer = unsafe { border::places(buffer.cast::<u8>(), size, "the buffer") };
     // SAFETY: the caller's promise.
-    let length = unsafe { border::place(length, "the place for the length") };
+    let length = unsafe { border::place_with(length, 0, "the place for the length") };
     let body = |worker: &mut iron_exec::Worker| {
         let (buffer, length) = (buffer?, length?);
-        length.write(0);
         let text = worker.query(job.into())?.failure.map(|failure| failure.to_string()).unwrap_or_default();
         border::copy_text(text.as_bytes(), buffer, length)
     };
@@ -256,9 +255,9 @@ pub unsafe extern "C" fn iron_exec_forget(worker: *mut Worker, job: JobId, error
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iron_exec_unfinished_jobs(worker: *mut Worker, count: *mut usize, error: *mut Error) -> ResultCode {
     // SAFETY: the caller's promise.
-    let place = unsafe { border::place(count, "the place for the number of jobs") };
+    let place = unsafe { border::place_with(count, 0, "the place for the number of jobs") };
     let body = |worker: &mut iron_exec::Worker| {
-        place?.write(worker.unfinished_jobs());
+        *place? = worker.unfinished_jobs();
         Ok(ResultCode::Ok)
     };
     // SAFETY: the caller's promise.
@@ -269,13 +268,13 @@ pub unsafe extern "C" fn iron_exec_unfinished_jobs(worker: *mut Worker, count: *
 /// (IRON_EXEC_CAPTURE_PIPED). It is the caller's to close from then on, blocks, and is not passed on to programs (O_CLOEXEC). Closing stdin is the end of the
 /// job's input; writing to it after the job has ended raises SIGPIPE unless the host ignores that.
 ///
-/// Errors: INVALID_ARGUMENT, NOT_FOUND, WRONG_STATE if that is no pipe, or was taken before. -1 is written then.
+/// Errors: INVALID_ARGUMENT, NOT_FOUND, WRONG_STATE if that is no pipe, or was taken before.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iron_exec_take_pipe(worker: *mut Worker, job: JobId, number: i32, fd: *mut i32, error: *mut Error) -> ResultCode {
     // SAFETY: the caller's promise.
-    let place = unsafe { border::place(fd, "the place for the descriptor") };
+    let place = unsafe { border::place_with(fd, -1, "the place for the descriptor") };
     let body = |worker: &mut iron_exec::Worker| {
-        let place = place?.write(-1);
+        let place = place?;
         let pipe: Option<OwnedFd> = match number {
             0 => worker.take_stdin(job.into())?.map(Into::into),
             1 => worker.take_stdout(job.into())?.map(Into::into),
@@ -290,10 +289,10 @@ pub unsafe extern "C" fn iron_exec_take_pipe(worker: *mut Worker, job: JobId, nu
     unsafe { Worker::call(worker, error, body) }
 }
 
-/// Ends all jobs as `mode` says (an iron_exec_shutdown_mode; `signal`, 1 to 64, and `grace_ms`, in milliseconds, are for STOP alone), and turns the loop until every one
-/// of them is over, to the last byte of its output. Nothing can be started any more; events come with the next turns, statuses and logs can still be read, and the
-/// worker is still to be freed. It blocks for as long as the jobs take, the grace time and a few seconds at most, and writes to `left` the number of jobs that were
-/// not over by then (processes that the kernel cannot end). A second shutdown with another mode is one with that mode.
+/// Ends all jobs as `mode` says (an iron_exec_shutdown_mode; `signal`, 1 to 64, and `grace_ms`, in milliseconds, are for STOP alone), and turns the loop until
+/// every one of them is over, to the last byte of its output. Nothing can be started any more; events come with the next turns, statuses and logs can still be
+/// read, and the worker is still to be freed. It blocks for as long as the jobs take, the grace time and a few seconds at most, and writes to `left` the number
+/// of jobs that were not over by then (processes that the kernel cannot end). A second shutdown with another mode is one with that mode.
 ///
 /// Errors: INVALID_ARGUMENT; SYSTEM if the loop's own descriptors fail: then it can be called again.
 #[unsafe(no_mangle)]
@@ -306,9 +305,9 @@ pub unsafe extern "C" fn iron_exec_shutdown(
     error: *mut Error,
 ) -> ResultCode {
     // SAFETY: the caller's promise.
-    let left = unsafe { border::place(left, "the place for the number of jobs that are left") };
+    let left = unsafe { border::place_with(left, 0, "the place for the number of jobs that are left") };
     let body = |worker: &mut iron_exec::Worker| {
-        let (left, mode) = (left?.write(0), shutdown_mode(mode, signal, grace_ms)?);
+        let (left, mode) = (left?, shutdown_mode(mode, signal, grace_ms)?);
         *left = worker.shutdown(mode)?;
         Ok(ResultCode::Ok)
     };
@@ -341,9 +340,9 @@ pub unsafe extern "C" fn iron_exec_begin_shutdown(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iron_exec_is_shut_down(worker: *mut Worker, is_shut_down: *mut bool, error: *mut Error) -> ResultCode {
     // SAFETY: the caller's promise.
-    let place = unsafe { border::place(is_shut_down, "the place for the answer") };
+    let place = unsafe { border::place_with(is_shut_down, false, "the place for the answer") };
     let body = |worker: &mut iron_exec::Worker| {
-        place?.write(worker.is_shut_down());
+        *place? = worker.is_shut_down();
         Ok(ResultCode::Ok)
     };
     // SAFETY: the caller's promise.

@@ -119,6 +119,14 @@ fn a_null_is_refused_by_every_function() {
     assert_eq!(unsafe { iron_exec_worker_fd(null()) }, -1);
     assert_eq!(text(null()), "");
     assert_eq!(unsafe { iron_exec_error_errno(null()) }, 0);
+    // What stands where an answer was to be says that there is none.
+    let (mut stream_place, mut fd, mut length) = (std::ptr::dangling_mut(), 7, 7);
+    unsafe {
+        iron_exec_stream_open(null_mut(), JOB, 0, 0, 0, &raw mut stream_place, null_mut());
+        iron_exec_take_pipe(null_mut(), JOB, 0, &raw mut fd, null_mut());
+        iron_exec_log_path(null_mut(), JOB, null_mut(), 0, &raw mut length, null_mut());
+    }
+    assert!(stream_place.is_null() && fd == -1 && length == 0);
     // An error object is never needed.
     assert_eq!(unsafe { iron_exec_forget(null_mut(), JOB, null_mut()) }, ResultCode::InvalidArgument);
     let mut stream = stream;
