@@ -87,12 +87,16 @@ impl MioLoop {
 
 impl Outer for MioLoop {
     fn wait(&mut self, _: &Worker, timeout: Duration) -> bool {
-        match self.poll.poll(&mut self.ready, Some(timeout)) {
-            // Nothing is known then, and asking the worker does no harm.
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => true,
-            polled => {
-                polled.unwrap();
-                !self.ready.is_empty()
+        let deadline = Instant::now() + timeout;
+        loop {
+            // Without any handler, too: SIGCHLD comes to whatever thread does not block it, and starts in other threads do for a moment.
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.poll.poll(&mut self.ready, Some(left)) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                polled => {
+                    polled.unwrap();
+                    return !self.ready.is_empty();
+                }
             }
         }
     }
