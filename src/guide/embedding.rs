@@ -39,7 +39,8 @@
 //! - Level-triggered: turn once each time that it is readable, without waiting: `turn(&mut events, Some(Duration::ZERO))`. No timeout of yours is needed.
 //! - Edge-triggered: the same. One turn for each edge is enough; if your loop keeps a note of readiness, as tokio's `AsyncFd` does, clear it *before* the turn.
 //! - Never read from it, and never add anything to it.
-//! - Before the first wait, one turn does no harm: a start may have left something to do.
+//! - A wait of yours may come back with EINTR although nobody has a signal handler: while a start has all signals blocked in its thread, a SIGCHLD may be put to another one,
+//!   which ignores it and is interrupted all the same (as with posix_spawn(3)). Wait again.
 //!
 //! What it costs while nothing happens: nothing. A thousand idle jobs make the descriptor readable as often as none.
 //!

@@ -295,10 +295,10 @@ impl std::error::Error for StartFailure {}
 #[non_exhaustive]
 pub enum StartError {
     /// The command cannot be run whatever the machine.
-    #[error("the command cannot be run: {0}")]
+    #[error(transparent)]
     Command(#[from] CommandError),
     /// A step of the start failed.
-    #[error("the job was not started: {0}")]
+    #[error(transparent)]
     Failed(#[from] StartFailure),
     /// The worker has as many unfinished jobs as `Builder::jobs_max` allows.
     #[error("the worker is at its limit of {jobs_max} unfinished jobs")]

@@ -12,7 +12,7 @@ use crate::model::status::Exit;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
-    /// The program was executed. (Rarely, if the child was killed in that very moment, `StartFailed` follows.)
+    /// The program was executed. (A start that was confirmed has said so by returning, and this does not come. Rarely, if the child was killed in that very moment, `StartFailed` follows.)
     Started {
         /// The job.
         job: JobId,
