@@ -36,10 +36,7 @@ async fn main() -> Result<(), Failure> {
         assert!(output.contains(&format!("out {number}\n")) && output.contains(&format!("err {number}\n")), "{output}");
         count += 1;
     }
-    println!(
-        "{count} jobs, {} logs",
-        std::fs::read_dir(logs.path())?.filter_map(Result::ok).filter(|entry| entry.path().is_file()).count()
-    );
+    println!("{count} jobs, each with its exit code and its log");
 
     handle.shutdown(ShutdownMode::Kill).await?;
     running.await??;
