@@ -469,6 +469,29 @@ fn whatever_turns_the_loop_serves_its_handles() {
 }
 
 #[test]
+fn what_is_asked_while_a_call_turns_the_loop_is_done_after_it_and_what_comes_then_is_heard() {
+    let host = Host::new();
+    let elsewhere = Elsewhere::new(host.worker());
+    let handle = &elsewhere.handle;
+    let job = soon(handle.start(Command::shell("read line").stdin_piped())).unwrap();
+    let (began, begins) = mpsc::channel();
+    let call = handle.call(move |worker| {
+        let stdin = worker.take_stdin(job).unwrap();
+        began.send(stdin).unwrap();
+        worker.wait(job).unwrap()
+    });
+    let stdin = begins.recv_timeout(DEADLINE).unwrap();
+    let meanwhile = handle.jobs();
+    drop(stdin);
+    assert!(soon(call).unwrap().is_finished());
+    assert_eq!(soon(meanwhile).unwrap(), [job]);
+    for _ in 0..1000 {
+        soon(handle.jobs()).unwrap();
+    }
+    elsewhere.end();
+}
+
+#[test]
 fn who_waits_for_a_job_that_is_forgotten_hears_of_it_and_who_waits_with_a_limit_can_wait_again() {
     let host = Host::new();
     let mut worker = host.builder().finished_jobs_max(0).build().unwrap();

@@ -100,7 +100,8 @@ impl Worker {
 
     /// Does what the handles have asked for.
     pub(super) fn serve_handles(&mut self) {
-        let Some(inbox) = self.inbox.as_mut().filter(|inbox| !inbox.is_serving && inbox.shared.is_announced()) else { return };
+        // A turn inside of a request hears of others, too, or nobody would be woken for the next: they are done after this one.
+        let Some(inbox) = self.inbox.as_mut().filter(|inbox| inbox.shared.is_announced() && !inbox.is_serving) else { return };
         inbox.is_serving = true;
         let mut served = 0;
         while served < REQUESTS_PER_TURN
