@@ -444,6 +444,24 @@ fn run_ends_when_the_last_handle_is_gone_and_the_last_job_has_finished() {
 }
 
 #[test]
+fn what_the_last_handle_has_asked_for_is_done_before_run_ends() {
+    let host = Host::new();
+    let mut worker = host.worker();
+    let calls = Arc::new(AtomicUsize::new(0));
+    for round in 1..=rounds(10000) {
+        let (handle, counted) = (worker.handle(), Arc::clone(&calls));
+        let running = thread::spawn(move || worker.run().map(|()| worker));
+        // It wakes the loop: the next one is to come when that has just looked.
+        drop(handle.call(|_| ()));
+        (0..round % 997 * 5).for_each(|_| std::hint::spin_loop());
+        drop(handle.call(move |_| counted.fetch_add(1, Ordering::SeqCst)));
+        drop(handle);
+        worker = running.join().unwrap().unwrap();
+        assert_eq!(calls.load(Ordering::SeqCst), round);
+    }
+}
+
+#[test]
 fn whatever_turns_the_loop_serves_its_handles() {
     let host = Host::new();
     let mut worker = host.worker();

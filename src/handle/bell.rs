@@ -18,6 +18,11 @@ impl Bell {
         !self.has_rung.swap(true, Ordering::AcqRel)
     }
 
+    /// Whether the queue is still to be looked into. For somebody who knows that nobody rings any more.
+    pub(crate) fn has_rung(&self) -> bool {
+        self.has_rung.load(Ordering::Acquire)
+    }
+
     /// Whether the queue is to be looked into. What comes from now on is rung for again: so first this, then the look.
     pub(crate) fn hear(&self) -> bool {
         self.has_rung.load(Ordering::Relaxed) && self.has_rung.swap(false, Ordering::AcqRel)

@@ -58,8 +58,9 @@ impl Shared {
         }
     }
 
-    pub(crate) fn has_handles(&self) -> bool {
-        self.handles.load(Ordering::Acquire) > 0
+    /// Whether the loop may still be asked for something, or was and has not looked yet.
+    pub(crate) fn is_open(&self) -> bool {
+        self.handles.load(Ordering::Acquire) > 0 || self.bell.has_rung()
     }
 
     /// Has the loop do something. After the worker's end it is dropped instead.

@@ -89,7 +89,7 @@ impl Worker {
     }
 
     fn is_run_over(&self) -> bool {
-        let is_asked = self.inbox.as_ref().is_some_and(|inbox| inbox.shared.has_handles());
+        let is_asked = self.inbox.as_ref().is_some_and(|inbox| inbox.shared.is_open());
         self.is_shut_down() || (!is_asked && self.unfinished_jobs() == 0)
     }
 
