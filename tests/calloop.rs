@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use calloop::timer::{TimeoutAction, Timer};
 use calloop::{Dispatcher, EventLoop, LoopHandle, RegistrationToken};
-use common::{Census, DEADLINE, Host, children, isolated, open_fds, output_of};
+use common::{Census, DEADLINE, Host, children, isolated, open_fds, output_of, refuse_timers};
 use iron_exec::calloop::WorkerSource;
 use iron_exec::{Builder, Capture, Command, Event, Events, JobId, TurnError, Worker};
 
@@ -381,29 +381,13 @@ fn after_a_panic_of_the_callback_the_other_events_of_its_turn_come_all_the_same(
     }
 }
 
-/// From now on timerfd_settime(2) says EPERM in this thread for one descriptor.
-fn refuse_timer(fd: i32) {
-    use seccompiler::{SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule};
-    let is_it = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, u64::from(fd.cast_unsigned())).unwrap();
-    let rules = [(nix::libc::SYS_timerfd_settime, vec![SeccompRule::new(vec![is_it]).unwrap()])].into();
-    let arch = std::env::consts::ARCH.try_into().unwrap();
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(EPERM), arch).unwrap();
-    let program: seccompiler::BpfProgram = filter.try_into().unwrap();
-    seccompiler::apply_filter(&program).unwrap();
-}
-
-const EPERM: u32 = 1;
-
 #[test]
 fn a_turn_that_fails_tells_its_events_and_fails_the_dispatch() {
     isolated("a_turn_that_fails_tells_its_events_and_fails_the_dispatch", || {
         let host = Host::new();
         let mut source = source(host.builder());
-        // There is no other yet.
-        let timers: Vec<i32> = open_fds().into_iter().filter(|(_, what)| what.contains("timerfd")).map(|(number, _)| number).collect();
-        let [timer] = timers[..] else { panic!("{timers:?}") };
         start_all_to_be_told_at_once(&mut source, 1);
-        refuse_timer(timer);
+        refuse_timers();
         let command = Command::new("sleep").arg("1000").timeout(Duration::from_secs(1000)).capture(Capture::Discard);
         source.worker_mut().start(command).unwrap();
 

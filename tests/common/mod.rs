@@ -328,3 +328,18 @@ pub fn refuse_renameat2() {
     let program: seccompiler::BpfProgram = filter.try_into().expect("a program");
     seccompiler::apply_filter(&program).expect("the filter is taken");
 }
+
+/// From now on timerfd_settime(2) says EPERM in this thread, for the timers that are there.
+pub fn refuse_timers() {
+    use seccompiler::{SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule};
+    const EPERM: u32 = 1;
+    let timers = open_fds().into_iter().filter(|(_, what)| what.contains("timerfd"));
+    let is_it =
+        |fd: i32| SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, u64::from(fd.cast_unsigned())).expect("a condition");
+    let rules = timers.map(|(fd, _)| SeccompRule::new(vec![is_it(fd)]).expect("a rule")).collect();
+    let arch = std::env::consts::ARCH.try_into().expect("a known architecture");
+    let rules = [(nix::libc::SYS_timerfd_settime, rules)].into();
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(EPERM), arch).expect("a filter");
+    let program: seccompiler::BpfProgram = filter.try_into().expect("a program");
+    seccompiler::apply_filter(&program).expect("the filter is taken");
+}
