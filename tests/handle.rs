@@ -13,7 +13,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use common::{Census, DEADLINE, Host, isolated, output_of, rounds, turn_until};
+use common::{Census, DEADLINE, Host, isolated, output_of, refuse_timers, rounds, turn_until};
 use iron_exec::{
     Answer, Command, Event, Events, Handle, HandleError, JobError, JobState, OwnerId, ProcessRunner, RunError, ShutdownMode, Signal,
     StartError, StopReason, StreamError, TurnError, Worker,
@@ -459,6 +459,23 @@ fn what_the_last_handle_has_asked_for_is_done_before_run_ends() {
         worker = running.join().unwrap().unwrap();
         assert_eq!(calls.load(Ordering::SeqCst), round);
     }
+}
+
+#[test]
+fn a_turn_that_fails_tells_its_events_and_ends_run() {
+    isolated("a_turn_that_fails_tells_its_events_and_ends_run", || {
+        let host = Host::new();
+        let mut worker = host.worker();
+        let job = worker.start(Command::new("true")).unwrap();
+        while !worker.query(job).unwrap().is_finished() {
+            worker.run_job(Command::new("true")).unwrap();
+        }
+        refuse_timers();
+        let _sleeping = worker.start(Command::new("sleep").arg("1000").timeout(Duration::from_secs(1000))).unwrap();
+        let mut told = Vec::new();
+        assert!(worker.run_with(|_, event| told.push(event)).is_err());
+        assert!(told.iter().any(|event| matches!(event, Event::Finished { job: finished, .. } if *finished == job)), "{told:?}");
+    });
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use common::{Census, DEADLINE, Host, isolated, output_of};
+use common::{Census, DEADLINE, Host, isolated, output_of, refuse_timers};
 use iron_exec::tokio::AsyncWorker;
 use iron_exec::{
     Builder, Capture, Command, Event, Events, Handle, HandleError, JobError, JobId, JobState, RunError, ShutdownMode, Signal, StartError,
@@ -444,6 +444,37 @@ fn a_dropped_run_can_be_called_again_and_loses_no_event() {
         starting.await.unwrap();
         assert!(dropped > 0);
         assert_eq!(finished(&events), 50);
+    });
+}
+
+#[test]
+fn a_turn_that_fails_loses_no_event_and_ends_what_is_awaited() {
+    isolated("a_turn_that_fails_loses_no_event_and_ends_what_is_awaited", || {
+        let host = Host::new();
+        one_thread().block_on(async {
+            let (mut first, mut second) = (new(host.builder()), new(host.builder()));
+            let mut ended = Vec::new();
+            for worker in [&mut first, &mut second] {
+                let job = within(worker.start(Command::new("true"))).await.unwrap();
+                while !worker.query(job).unwrap().is_finished() {
+                    within(worker.run_job(Command::new("true"))).await.unwrap();
+                }
+                ended.push(job);
+            }
+            refuse_timers();
+            for worker in [&mut first, &mut second] {
+                worker.worker_mut().start(Command::new("sleep").arg("1000").timeout(Duration::from_secs(1000))).unwrap();
+            }
+            let mut told = Vec::new();
+            assert!(within(first.run_with(|_, event| told.push(event))).await.is_err());
+            assert!(told.iter().any(|event| matches!(event, Event::Finished { job, .. } if *job == ended[0])), "{told:?}");
+            // The events come first, and then the error.
+            let mut told = Vec::new();
+            while let Ok(event) = within(second.next_event()).await {
+                told.push(event);
+            }
+            assert!(told.iter().any(|event| matches!(event, Event::Finished { job, .. } if *job == ended[1])), "{told:?}");
+        });
     });
 }
 

@@ -163,15 +163,16 @@ impl AsyncWorker {
     /// As [`run`](Self::run), with something to be done at each event, between two turns.
     ///
     /// # Errors
-    /// As `run`.
+    /// As `run`, once the events of that turn are handed out.
     pub async fn run_with(&mut self, mut on_event: impl FnMut(&mut Worker, Event)) -> Result<(), TurnError> {
         let mut events = Events::new();
         loop {
             // Nothing is awaited between this and the last of its events, so that none is lost where this is dropped.
-            self.worker.turn(&mut events, Some(Duration::ZERO))?;
+            let turned = self.worker.turn(&mut events, Some(Duration::ZERO));
             for event in events.drain() {
                 on_event(&mut self.worker, event);
             }
+            turned?;
             if self.worker.is_run_done() {
                 return Ok(());
             }

@@ -67,16 +67,17 @@ impl Worker {
     /// As [`run`](Self::run), with something to be done at each event, between two turns.
     ///
     /// # Errors
-    /// As [`turn`](Self::turn); it can be called again.
+    /// As [`turn`](Self::turn), once the events of that turn are handed out; it can be called again.
     pub fn run_with(&mut self, mut on_event: impl FnMut(&mut Self, Event)) -> Result<(), TurnError> {
         let _inside = self.note_turn();
         let mut events = Events::new();
         loop {
             let timeout = if self.is_run_over() { Some(std::time::Duration::ZERO) } else { None };
-            self.turn(&mut events, timeout)?;
+            let turned = self.turn(&mut events, timeout);
             for event in events.drain() {
                 on_event(self, event);
             }
+            turned?;
             if self.is_run_done() {
                 return Ok(());
             }
