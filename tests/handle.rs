@@ -392,6 +392,28 @@ fn a_panic_in_a_call_is_told_to_who_asked_and_one_in_a_waker_to_nobody_and_the_l
 }
 
 #[test]
+fn a_panic_in_the_drop_of_an_answer_that_nobody_wants_is_nobodys_and_the_loop_goes_on() {
+    struct Fuse;
+    impl Drop for Fuse {
+        fn drop(&mut self) {
+            panic!("nobody has got it");
+        }
+    }
+    let host = Host::new();
+    let elsewhere = Elsewhere::new(host.worker());
+    let (asked, is_asked) = mpsc::channel();
+    let call = elsewhere.handle.call(move |_| {
+        // Not before the answer was dropped.
+        is_asked.recv().unwrap();
+        Fuse
+    });
+    drop(call);
+    asked.send(()).unwrap();
+    assert!(soon(elsewhere.handle.jobs()).unwrap().is_empty());
+    elsewhere.end();
+}
+
+#[test]
 fn an_owners_handle_sees_no_other_jobs() {
     let host = Host::new();
     let elsewhere = Elsewhere::new(host.worker());

@@ -14,9 +14,9 @@ use crate::model::id::JobId;
 /// Where an answer is given.
 pub(crate) type Reply<T, E> = oneshot::Sender<Result<T, E>>;
 
-/// Gives an answer. Nobody may want it any more; and a waker that panics, being somebody else's, is not to stop the loop.
+/// Gives an answer. Nobody may want it any more; and a panic of somebody else's, a waker's or that of an answer being dropped, is not to stop the loop.
 pub(crate) fn give<T, E>(reply: Reply<T, E>, answer: Result<T, E>) {
-    let _ = catch_unwind(AssertUnwindSafe(|| reply.send(answer)));
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(reply.send(answer))));
 }
 
 /// What a worker will answer to a [`Handle`]: a future, for any runtime, that can also be [waited](Self::wait) for.
