@@ -143,6 +143,11 @@ impl Control {
         lent.deadlines.arm(&mut self.leave, lent.now + wait, (key, Alarm::Leave));
     }
 
+    /// Whether that is still to be done.
+    pub(crate) fn is_oom_group_due(&self) -> bool {
+        self.is_oom_group_due
+    }
+
     /// Whether the deadline of the next such look has come.
     pub(crate) fn is_leave_due(&mut self, key: Key, lent: &mut Lent<'_>) -> bool {
         lent.deadlines.settle(&mut self.leave, lent.now, (key, Alarm::Leave))

@@ -11,6 +11,7 @@ mod bell;
 pub(crate) mod blocking;
 pub(crate) mod owned;
 pub(crate) mod shared;
+pub(crate) mod shield;
 
 /// What the bell is made of; its model test has others.
 mod atomic {
@@ -20,7 +21,7 @@ mod atomic {
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::handle::answer::{Answer, Claim};
+use crate::handle::answer::{Answer, Claim, StartAnswer};
 use crate::handle::blocking::BlockingLogStream;
 use crate::handle::owned::OwnedHandle;
 use crate::handle::shared::Shared;
@@ -44,7 +45,8 @@ use crate::worker::{ProcessRunner, Worker};
 ///
 /// A start never holds up the loop: it is confirmed (see [`Builder::confirm`](crate::Builder::confirm)) by the loop going on, not by its waiting.
 ///
-/// When the worker is dropped every answer that is still awaited comes, as an error ([`HandleError::Gone`]); so does that to every later question.
+/// When the worker is dropped every answer that is still awaited comes: the status of a job that was waited for, and that this has killed, else an error
+/// ([`HandleError::Gone`]), as to every later question.
 ///
 /// ```
 /// use iron_exec::{Command, ShutdownMode, Worker};
@@ -82,7 +84,8 @@ impl Handle {
 
     /// Starts a job: [`Worker::start`]. A confirmed start is answered once the program was executed, or could not be.
     ///
-    /// The answer is the job's only owner as long as nobody has it: where it is dropped before that, the job is not started, or is killed and forgotten.
+    /// The answer is the job's only owner as long as nobody has it: where it is dropped before that, the job is not started, or is killed and forgotten (in the midst of a
+    /// [shutdown that leaves](ShutdownMode::Leave) the jobs, only forgotten).
     pub fn start(&self, command: Command) -> Answer<JobId, StartError> {
         let owner = command.owner;
         self.start_for(command, owner)
@@ -178,7 +181,8 @@ impl Handle {
         self.ask_for(move |worker, reply| worker.shutdown_asked(mode, reply))
     }
 
-    /// Does anything with the worker, on its thread, between two turns: the loop waits for it. If it panics the answer says so, and the loop goes on.
+    /// Does anything with the worker, on its thread, between two turns: the loop, and everybody else who has asked for something, waits for it. If it panics the answer
+    /// says so, and the loop goes on. It may turn the loop itself ([`Worker::wait`]), but must not wait for what another handle is still to ask for: that comes after it.
     ///
     /// ```
     /// # let mut worker = iron_exec::Worker::builder().log_dir(std::env::temp_dir()).build()?;
@@ -223,8 +227,9 @@ impl Handle {
 
     /// Starts a job; `end`: to be told of its end.
     fn start_claim(&self, command: Command, owner: OwnerId, end: Option<answer::Reply<Status, JobError>>) -> Answer<Claim, StartError> {
-        let handle = self.clone();
-        self.ask_for(move |worker, reply| worker.start_asked(&command, owner, handle, reply, end))
+        let (handle, (reply, receiver)) = (self.clone(), oneshot::async_channel());
+        self.shared.ask(Box::new(move |worker| worker.start_asked(&command, owner, handle, reply, end)));
+        Answer::new(self, StartAnswer::new(receiver, self.clone()))
     }
 
     /// As [`wait`](Self::wait); only for a job of `owner`, if that is given.
@@ -239,8 +244,8 @@ impl Handle {
         E: From<HandleError> + Send + 'static,
     {
         self.ask_for(move |worker, reply| {
-            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| request(worker)));
-            answer::give(reply, done.unwrap_or_else(|_| Err(HandleError::Panicked.into())));
+            let done = shield::shielded(|| request(worker));
+            answer::give(reply, done.unwrap_or_else(|| Err(HandleError::Panicked.into())));
         })
     }
 

@@ -648,8 +648,21 @@ impl Job {
         self.feed(input, lent).map_err(|source| JobError::Io { job, operation: "signalling the process group", source })
     }
 
-    /// Lets the job run on without the worker, if its program runs.
+    /// When the grace time of a gentle stop ends; `None` if there is none.
+    pub(crate) fn grace_due(&self, lent: &Lent<'_>) -> Option<Instant> {
+        lent.deadlines.due(&self.deadlines.grace)
+    }
+
+    /// Lets the job run on without the worker, if its program runs, and nothing of its start is left to do.
     pub(crate) fn leave(&mut self, lent: &mut Lent<'_>) {
+        if self.process.as_ref().is_some_and(|process| process.wait_dead(Duration::ZERO)) {
+            // It has ended, and the loop has not come to hear of it.
+            self.on_pidfd(lent);
+        }
+        self.set_oom_group(lent);
+        if self.control.as_ref().is_some_and(|control| control.is_oom_group_due()) {
+            return;
+        }
         let _ = self.feed(Input::Leave, lent);
     }
 
@@ -878,6 +891,11 @@ impl Job {
         std::mem::take(&mut self.reports_queued)
     }
 
+    /// Forgets that the program was executed is to be told, somebody having heard of it in another way.
+    pub(crate) fn drop_started(&mut self) {
+        self.notices &= !(Notice::Started as u16);
+    }
+
     /// Makes the job the worker's own: it tells nobody anything, and stays until it is hidden.
     pub(crate) fn make_internal(&mut self) {
         self.sight = Sight::Workers;
@@ -1018,7 +1036,7 @@ impl Job {
             return;
         }
         self.decide_start(lent);
-        self.notices &= !(Notice::Started as u16);
+        self.drop_started();
         // A stop that was asked for is told as one.
         if self.life.stop_reason().is_none() {
             self.failure = Some(Box::new(StartFailure::killed(signal)));
@@ -1375,6 +1393,8 @@ impl Job {
         self.outputs.note_cut_off(false);
         // It is not over, so its log is not sealed.
         self.end_streams(lent);
+        self.outputs.close_log(lent);
+        let is_frozen = self.control.as_ref().is_some_and(|control| control.is_frozen);
         self.decide_start(lent);
         if self.control.is_some() {
             self.read_usage(lent);
@@ -1383,6 +1403,9 @@ impl Job {
         self.cgroup = None;
         if let Some(process) = self.process.take() {
             lent.deregister(process.pidfd());
+        }
+        if let Some(control) = &mut self.control {
+            control.is_frozen = is_frozen;
         }
         (self.to_stdin, self.piped) = (None, [None, None]);
         self.exited_at.get_or_insert(lent.now);

@@ -336,15 +336,26 @@ impl Log {
     pub(crate) fn seal(&mut self, count: &mut OutputCount, lent: &mut Lent<'_>) -> LogNews {
         let mut news = self.give_up(count, lent);
         news |= self.say_last_word(count, lent);
-        if self.is_direct {
-            count.stdout_bytes = self.file.look_at_length(lent.log_dir.as_fd()).unwrap_or(count.stdout_bytes);
-        }
+        self.count_direct(count, lent);
         news |= self.end(lent);
         if self.file.seal(lent.log_dir.as_fd()).is_err_and(WriteFault::is_shortage) && lent.log_dir.lend_spare() {
             let _ = self.file.seal(lent.log_dir.as_fd());
             lent.log_dir.take_spare_back();
         }
         news
+    }
+
+    /// Lets go of the log after its [end](Self::end), as it is.
+    pub(crate) fn leave(&mut self, count: &mut OutputCount, lent: &mut Lent<'_>) {
+        self.count_direct(count, lent);
+        self.close();
+    }
+
+    /// What a job writes itself is counted by the length of its log.
+    fn count_direct(&mut self, count: &mut OutputCount, lent: &mut Lent<'_>) {
+        if self.is_direct {
+            count.stdout_bytes = self.file.look_at_length(lent.log_dir.as_fd()).unwrap_or(count.stdout_bytes);
+        }
     }
 
     /// Deletes every file of the log; that one is gone already is as good.

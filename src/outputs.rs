@@ -314,6 +314,13 @@ impl Outputs {
         }
     }
 
+    /// The job goes on without us: its log is not written any more, and not sealed.
+    pub(crate) fn close_log(&mut self, lent: &mut Lent<'_>) {
+        if let Some(log) = &mut self.log {
+            log.leave(&mut self.count, lent);
+        }
+    }
+
     /// The log is complete: tells its readers, and seals it.
     pub(crate) fn seal_log(&mut self, lent: &mut Lent<'_>) {
         if let Some(log) = &mut self.log {

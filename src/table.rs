@@ -1,6 +1,6 @@
 //! Floor 4: where jobs are kept: a slab whose places carry a generation, and the way from an id to a place.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
 
 use slab::Slab;
@@ -8,6 +8,9 @@ use slab::Slab;
 use crate::job::Job;
 use crate::logic::token::{GENERATIONS, Key};
 use crate::model::id::JobId;
+
+/// Jobs that are gone and still stand in the order of those that were told, above as many as are not, before it is cleared of them.
+const TOLD_GONE_MAX: usize = 64;
 
 #[derive(Debug)]
 struct Entry {
@@ -22,6 +25,8 @@ pub(crate) struct Table {
     keys: HashMap<JobId, Key>,
     /// Finished jobs whose end was told; ids sort by start.
     told: BTreeSet<JobId>,
+    /// The same, longest told first; also such as are gone.
+    told_order: VecDeque<JobId>,
     next_generation: u32,
 }
 
@@ -105,11 +110,20 @@ impl Table {
         found.map(|(index, entry)| Key { index: index as u32, generation: entry.generation }).collect()
     }
 
-    /// Notes that a job's end was told. Returns the oldest such job if there are more than `told_max`.
+    /// Notes that a job's end was told. If there are more than `told_max` such jobs, returns the one of which it was told first: whoever hears of an end has time to ask.
     pub(crate) fn note_told(&mut self, id: JobId, told_max: usize) -> Option<JobId> {
-        if self.keys.contains_key(&id) {
-            self.told.insert(id);
+        if self.keys.contains_key(&id) && self.told.insert(id) {
+            self.told_order.push_back(id);
         }
-        if self.told.len() > told_max { self.told.pop_first() } else { None }
+        if self.told_order.len() > 2 * self.told.len() + TOLD_GONE_MAX {
+            self.told_order.retain(|id| self.told.contains(id));
+        }
+        while self.told.len() > told_max {
+            let oldest = self.told_order.pop_front()?;
+            if self.told.remove(&oldest) {
+                return Some(oldest);
+            }
+        }
+        None
     }
 }

@@ -7,12 +7,13 @@ mod shutdown;
 #[cfg(feature = "tokio")]
 mod steps;
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::handle::shield::shielded;
 use crate::job::{Host, Job, SLOT_WAIT_MAX};
 use crate::kernel::cgroup::CgroupTree;
 use crate::kernel::process;
@@ -22,7 +23,7 @@ use crate::logic::token::Key;
 use crate::model::capabilities::{Capabilities, Rung};
 use crate::model::command::Command;
 use crate::model::error::{JobError, RunError, StartError, StartFailure, Step, StreamError, TurnError, errno};
-use crate::model::event::Events;
+use crate::model::event::{Event, Events};
 use crate::model::id::{JobId, OwnerId};
 use crate::model::leftover::Leftover;
 use crate::model::limits::Limits;
@@ -38,6 +39,7 @@ use crate::reactor::Reactor;
 use crate::retention::{ArchiveEnd, Collector};
 use crate::table::Table;
 pub use crate::worker::follow::Follow;
+pub(crate) use crate::worker::follow::read_shown;
 pub use crate::worker::owned::OwnedJobs;
 use crate::worker::requests::Inbox;
 use crate::worker::shutdown::Closing;
@@ -48,7 +50,7 @@ const SLOT_LOOK_EVERY: Duration = Duration::from_millis(1);
 /// Finished jobs that are looked at in one turn, whether they are to be forgotten.
 const FORGOTTEN_PER_TURN: usize = 256;
 
-/// What everything that runs jobs can do: a [`Worker`], and the view of one owner on it.
+/// What everything that runs jobs can do: a [`Worker`], a [`Handle`](crate::Handle), and the view of one owner on either.
 pub trait ProcessRunner {
     /// Starts a job.
     ///
@@ -106,6 +108,8 @@ pub struct Worker {
     retention: Option<Box<Keeping>>,
     closing: Option<Closing>,
     inbox: Option<Box<Inbox>>,
+    /// Events that [`run_with`](Self::run_with) has not told, because what is done at them has panicked.
+    untold: VecDeque<Event>,
 }
 
 /// What the worker knows of the retention of logs.
@@ -132,6 +136,7 @@ impl Worker {
             retention,
             closing: None,
             inbox: None,
+            untold: VecDeque::new(),
         };
         // If arming fails, so does the next turn, which says so.
         let _ = worker.arm_errands();
@@ -165,7 +170,12 @@ impl Worker {
     /// If the loop's own descriptors fail; no job is affected.
     pub fn turn(&mut self, events: &mut Events, timeout: Option<Duration>) -> Result<(), TurnError> {
         events.clear();
-        let timeout = if self.reactor.has_reports() { Some(Duration::ZERO) } else { timeout };
+        while !events.is_full()
+            && let Some(event) = self.untold.pop_front()
+        {
+            events.push(event);
+        }
+        let timeout = if self.reactor.has_reports() || !events.is_empty() { Some(Duration::ZERO) } else { timeout };
         let turned = self.turn_reactor(timeout);
         self.collect(events);
         turned.and(self.reactor.announce_reports())
@@ -457,7 +467,6 @@ impl Worker {
         };
         // If arming fails, so does the next turn, which says so.
         let _ = self.arm_errands();
-        let _ = self.reactor.arm();
         let _ = self.reactor.announce_reports();
         Ok(started?)
     }
@@ -680,7 +689,7 @@ impl Worker {
         std::mem::swap(&mut self.wakers, &mut self.reactor.queues.wakers);
         for waker in self.wakers.drain(..) {
             // One that panics is not to stop the others, nor the loop.
-            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+            shielded(|| waker.wake());
         }
     }
 

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use common::{Census, DEADLINE, Host, isolated, output_of, refuse_timers, rounds, turn_until};
 use iron_exec::{
-    Answer, Command, Event, Events, Handle, HandleError, JobError, JobState, OwnerId, ProcessRunner, RunError, ShutdownMode, Signal,
-    StartError, StopReason, StreamError, TurnError, Worker,
+    Answer, Capture, Command, Event, Events, Handle, HandleError, JobError, JobState, OwnerId, ProcessRunner, RunError, ShutdownMode,
+    Signal, StartError, StopReason, StreamError, TurnError, Worker,
 };
 use uuid::Uuid;
 
@@ -50,6 +50,11 @@ fn in_thread<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> im
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || sender.send(body()));
     move || receiver.recv_timeout(DEADLINE).expect("the thread ends by the deadline")
+}
+
+/// Turns, with whatever there is to do.
+fn turn_once(worker: &mut Worker) {
+    worker.turn(&mut Events::new(), Some(Duration::ZERO)).unwrap();
 }
 
 /// Turns until other threads have seen to something, of which this one hears nothing.
@@ -367,28 +372,23 @@ fn what_else_is_asked_for_is_done_although_nobody_waits_for_the_answer_and_in_it
 
 #[test]
 fn a_panic_in_a_call_is_told_to_who_asked_and_one_in_a_waker_to_nobody_and_the_loop_goes_on() {
-    struct Bomb;
-    impl Wake for Bomb {
-        fn wake(self: Arc<Self>) {
-            panic!("a waker that panics");
-        }
-    }
     let host = Host::new();
     let mut worker = host.worker();
     let handle = worker.handle();
     let asked = handle.call(|_| panic!("a call that panics"));
-    let mut bomb = handle.query(worker.start(Command::new("true")).unwrap());
-    assert!(Pin::new(&mut bomb).poll(&mut Context::from_waker(&Waker::from(Arc::new(Bomb)))).is_pending());
+    let mut queried = handle.query(worker.start(Command::new("true")).unwrap());
+    assert!(Pin::new(&mut queried).poll(&mut Context::from_waker(&bomb())).is_pending());
     let talker = worker.start(Command::shell("read go; echo hello").stdin_piped()).unwrap();
     let mut stream = worker.stream(talker).unwrap();
-    assert!(stream.poll_fill_buf(&mut Context::from_waker(&Waker::from(Arc::new(Bomb)))).is_pending());
+    assert!(stream.poll_fill_buf(&mut Context::from_waker(&bomb())).is_pending());
     drop(worker.take_stdin(talker).unwrap());
     let after = handle.call(|_| 7);
-    turn_until(&mut worker, |worker, _| worker.unfinished_jobs() == 0);
-    let (asked, bomb, after) = (in_thread(|| soon(asked)), in_thread(|| soon(bomb)), in_thread(|| soon(after)));
-    assert!(matches!(asked(), Err(HandleError::Panicked)));
-    assert!(bomb().is_ok());
-    assert_eq!(after().unwrap(), 7);
+    let told = thread::spawn(|| (soon(asked), soon(queried), soon(after)));
+    turn_for(&mut worker, |worker| told.is_finished() && worker.unfinished_jobs() == 0);
+    let (asked, queried, after) = told.join().unwrap();
+    assert!(matches!(asked, Err(HandleError::Panicked)));
+    assert!(queried.is_ok());
+    assert_eq!(after.unwrap(), 7);
 }
 
 #[test]
@@ -411,6 +411,103 @@ fn a_panic_in_the_drop_of_an_answer_that_nobody_wants_is_nobodys_and_the_loop_go
     asked.send(()).unwrap();
     assert!(soon(elsewhere.handle.jobs()).unwrap().is_empty());
     elsewhere.end();
+}
+
+/// A waker that panics.
+fn bomb() -> Waker {
+    struct Bomb;
+    impl Wake for Bomb {
+        fn wake(self: Arc<Self>) {
+            panic!("a waker that panics");
+        }
+    }
+    Waker::from(Arc::new(Bomb))
+}
+
+#[test]
+fn wakers_that_panic_while_the_worker_is_dropped_leave_nothing_either() {
+    isolated("wakers_that_panic_while_the_worker_is_dropped_leave_nothing_either", || {
+        let host = Host::new();
+        let before = Census::take(&host);
+        let mut worker = host.worker();
+        let handle = worker.handle();
+        let job = worker.start(Command::shell("sleep 1000 & sleep 1000").capture(Capture::Discard)).unwrap();
+        let mut waiting = handle.wait(job);
+        assert!(Pin::new(&mut waiting).poll(&mut Context::from_waker(&bomb())).is_pending());
+        turn_once(&mut worker);
+        // One that waits for the end, one that waits for a shutdown, and one that was not looked at.
+        let mut queried = handle.query(job);
+        assert!(Pin::new(&mut queried).poll(&mut Context::from_waker(&bomb())).is_pending());
+        drop(worker);
+        assert_eq!(soon(waiting).unwrap().stop_reason, Some(StopReason::WorkerDropped));
+        assert!(matches!(soon(queried), Err(JobError::Handle(HandleError::Gone))));
+        drop(handle);
+        assert_eq!(Census::take(&host), before);
+    });
+}
+
+#[test]
+fn a_worker_that_is_taken_away_in_a_call_goes_on_serving_where_it_is() {
+    let host = Host::new();
+    let (mut worker, other) = (host.worker(), host.worker());
+    let handle = worker.handle();
+    let taking = handle.call(move |worker| std::mem::replace(worker, other));
+    let asked = thread::spawn(move || soon(taking).unwrap());
+    turn_for(&mut worker, |_| asked.is_finished());
+    let mut taken = asked.join().unwrap();
+    assert_eq!(soon_turned(&mut taken, handle.call(|_| 7)), 7);
+}
+
+#[test]
+fn a_start_that_hangs_is_taken_back_at_once_where_nobody_waits_any_more() {
+    let frozen = Host::new();
+    if frozen.has_no_cgroups() {
+        return;
+    }
+    let mut worker = frozen.builder().confirm_timeout(DEADLINE * 10).build().unwrap();
+    let handle = worker.handle();
+    fs::write(frozen.base.as_ref().unwrap().join("cgroup.freeze"), "1").unwrap();
+    let (start, run, kept) = (handle.start(Command::new("true")), handle.run_job(Command::new("true")), handle.start(Command::new("true")));
+    turn_for(&mut worker, |worker| worker.unfinished_jobs() == 3);
+    drop((start, run));
+    turn_for(&mut worker, |worker| worker.jobs().len() == 1);
+    fs::write(frozen.base.as_ref().unwrap().join("cgroup.freeze"), "0").unwrap();
+    let job = soon_turned(&mut worker, kept);
+    assert_eq!(worker.jobs(), [job]);
+    turn_for(&mut worker, |worker| worker.unfinished_jobs() == 0);
+}
+
+#[test]
+fn of_a_confirmed_start_the_answer_tells_and_no_event() {
+    let host = Host::new();
+    let mut worker = host.worker();
+    let handle = worker.handle();
+    let others = in_thread(move || {
+        let confirmed = soon(handle.start(Command::new("true"))).unwrap();
+        (confirmed, soon(handle.start(Command::new("true").confirm(false))).unwrap())
+    });
+    let mut seen = Vec::new();
+    worker.run_with(|_, event| seen.push(event)).unwrap();
+    let (confirmed, unconfirmed) = others();
+    let is_told = |job| seen.contains(&Event::Started { job });
+    assert!(!is_told(confirmed) && is_told(unconfirmed), "{seen:?}");
+}
+
+#[test]
+fn who_hears_of_an_end_has_time_to_ask_however_long_ago_the_start_was() {
+    let host = Host::new();
+    let mut worker = host.builder().finished_jobs_max(2).build().unwrap();
+    let long = worker.start(Command::new("sleep").arg("1000").capture(Capture::Discard)).unwrap();
+    let short: Vec<_> = (0..5).map(|_| worker.start(Command::new("true").capture(Capture::Discard)).unwrap()).collect();
+    turn_until(&mut worker, |worker, _| worker.unfinished_jobs() == 1);
+    turn_for(&mut worker, |worker| worker.jobs().len() == 3);
+    worker.stop(long).unwrap();
+    turn_until(&mut worker, |_, seen| seen.iter().any(|event| matches!(event, Event::Finished { job, .. } if *job == long)));
+    assert_eq!(worker.query(long).unwrap().signal(), Some(Signal::KILL));
+    assert_eq!(worker.jobs().len(), 2);
+    // Those that are forgotten by hand make room, too.
+    worker.forget(long).unwrap();
+    assert!(short.iter().any(|job| worker.query(*job).is_ok()));
 }
 
 #[test]
@@ -574,7 +671,7 @@ fn who_waits_for_a_job_that_is_forgotten_hears_of_it_and_who_waits_with_a_limit_
     // One that was over, and is forgotten before the loop has come to say so.
     let job = worker.start(Command::new("sleep").arg("1000")).unwrap();
     let waiting = handle.wait(job);
-    turn_for(&mut worker, |_| true);
+    turn_once(&mut worker);
     let forgetting = handle.call(move |worker| {
         worker.stop(job).unwrap();
         worker.wait(job).unwrap();

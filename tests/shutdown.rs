@@ -10,7 +10,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Census, DEADLINE, Host, finish, isolated, output_of, process_exists, process_runs, read_log, turn_until, wait_until};
+use common::{Census, DEADLINE, Host, isolated, output_of, process_exists, process_runs, read_log, turn_until, wait_until};
 use iron_exec::{
     Archive, Capture, Command, Event, Events, HandleError, JobError, JobId, JobState, LogFormat, Retention, ShutdownMode, Signal,
     StartError, Status, StopReason, TreePolicy, Worker,
@@ -165,7 +165,14 @@ fn jobs_that_are_left_run_on_and_what_they_write_themselves_goes_on_into_their_l
         let silent = worker.start(Command::new("sleep").arg("1000").capture(Capture::Discard)).unwrap();
         let log = worker.query(direct).unwrap().log.unwrap();
         wait_until("the first words", || fs::read(&log).unwrap() == b"before\n");
+        if host.base.is_some() {
+            worker.freeze(silent).unwrap();
+            turn_until(&mut worker, |worker, _| worker.query(silent).unwrap().frozen);
+        }
         let statuses = leave(&mut worker, &[direct, silent]);
+        assert_eq!((statuses[0].output.stdout_bytes, statuses[1].frozen), (7, host.base.is_some()));
+        let kept = common::open_fds().into_values().filter(|target| target.contains(".log")).count();
+        assert_eq!(kept, 0, "no log is open");
         // Neither the worker's end nor a later stop does anything to them.
         worker.stop(silent).unwrap();
         drop(worker);
@@ -267,6 +274,62 @@ fn of_jobs_that_cannot_be_left_yet_or_any_more_each_comes_to_its_end() {
 }
 
 #[test]
+fn a_job_that_has_ended_unheard_is_not_left_but_finished() {
+    isolated("a_job_that_has_ended_unheard_is_not_left_but_finished", || {
+        let host = Host::new();
+        let before = Census::take(&host);
+        let mut worker = host.worker();
+        let job = worker.start(Command::shell("exit 3").capture(Capture::Discard)).unwrap();
+        let pid = worker.query(job).unwrap().pid;
+        wait_until("its end", || !process_runs(pid));
+        assert_eq!(worker.shutdown(ShutdownMode::Leave).unwrap(), 0);
+        assert_eq!((worker.query(job).unwrap().state, worker.query(job).unwrap().exit_code), (JobState::Finished, 3));
+        drop(worker);
+        assert_eq!(Census::take(&host), before);
+    });
+}
+
+#[test]
+fn a_loop_that_comes_late_still_does_what_a_shutdown_has_promised() {
+    let frozen = Host::new();
+    if frozen.has_no_cgroups() {
+        return;
+    }
+    // One that hangs on its way cannot be left, and is killed, in the end.
+    let mut worker = frozen.builder().drain_total_max(Duration::from_millis(50)).build().unwrap();
+    fs::write(frozen.base.as_ref().unwrap().join("cgroup.freeze"), "1").unwrap();
+    let job = worker.start(Command::new("true").confirm(false).capture(Capture::Discard)).unwrap();
+    worker.begin_shutdown(ShutdownMode::Leave);
+    let late = Instant::now() + Duration::from_millis(100);
+    wait_until("the loop is late", || Instant::now() >= late);
+    assert!(!worker.is_shut_down());
+    assert_eq!(worker.shutdown(ShutdownMode::Leave).unwrap(), 0);
+    assert_eq!(worker.query(job).unwrap().stop_reason, Some(StopReason::Shutdown));
+}
+
+#[test]
+fn a_gentle_stop_keeps_its_grace_time_when_the_others_are_left() {
+    let host = Host::new();
+    let mut worker = host.builder().drain_total_max(Duration::from_millis(50)).build().unwrap();
+    let handle = worker.handle();
+    let script = "exec 2>/dev/null; trap 'sleep 0.3; exit 6' TERM; echo ready; while :; do sleep 0.01; done";
+    let stopping = worker.start(Command::shell(script)).unwrap();
+    wait_for_lines(&mut worker, &[stopping]);
+    worker.stop_with(stopping, Signal::TERM, DEADLINE).unwrap();
+    let left = worker.start(Command::new("sleep").arg("1000").capture(Capture::Discard)).unwrap();
+    let waiting = handle.wait(left);
+    turn_until(&mut worker, |worker, _| worker.query(left).unwrap().state == JobState::Running);
+    worker.turn(&mut Events::new(), Some(Duration::ZERO)).unwrap();
+    assert_eq!(worker.shutdown(ShutdownMode::Leave).unwrap(), 0);
+    assert_eq!(worker.query(stopping).unwrap().exit_code, 6);
+    // Who waits for the other hears that it was left, without a turn.
+    let status = waiting.wait().unwrap();
+    assert_eq!(status.state, JobState::Left);
+    rustix::process::kill_process(Pid::from_raw(status.pid).unwrap(), rustix::process::Signal::KILL).unwrap();
+    reap(status.pid);
+}
+
+#[test]
 fn a_panic_of_the_host_unwinds_through_the_worker_and_nothing_is_left() {
     isolated("a_panic_of_the_host_unwinds_through_the_worker_and_nothing_is_left", || {
         let host = Host::new();
@@ -293,9 +356,17 @@ fn a_worker_goes_on_after_a_panic_in_what_is_done_at_its_events() {
     let host = Host::new();
     let mut worker = host.worker();
     let handle = worker.handle();
-    let first = worker.start(Command::shell("exit 1")).unwrap();
+    let jobs = [1, 2].map(|code| worker.start(Command::shell(format!("exit {code}")).capture(Capture::Discard)).unwrap());
+    let pids = jobs.map(|job| worker.query(job).unwrap().pid);
+    wait_until("their end", || pids.iter().all(|pid| !process_runs(*pid)));
     assert!(catch_unwind(AssertUnwindSafe(|| worker.run_with(|_, event| panic!("the host's own: {event:?}")))).is_err());
-    assert_eq!(finish(&mut worker, first).exit_code, 1);
+    // Of what it was told when it panicked nothing is lost but the one.
+    let mut seen = 1;
+    turn_until(&mut worker, |worker, events| {
+        seen = 1 + events.len();
+        worker.unfinished_jobs() == 0 && seen == 4
+    });
+    assert_eq!(jobs.map(|job| worker.query(job).unwrap().exit_code), [1, 2]);
     let asked = thread::spawn(move || handle.run_job(Command::shell("exit 2")).wait().map(|status| status.exit_code));
     worker.run().unwrap();
     assert_eq!(asked.join().unwrap().unwrap(), 2);

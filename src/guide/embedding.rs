@@ -9,8 +9,8 @@
 //!  │ wait until the worker's descriptor is readable            │◄─wake──┤ Handle::start, stop, query, wait, stream │
 //!  │ worker.turn(&mut events, Some(ZERO))                      │        │   └─► Answer: .await or .wait()          │
 //!  │   1 wait(0) ─► dispatch: pidfds, pipes, inotify, timer    │        └──────────────────────────────────────────┘
-//!  │   2 requests of handles, up to 256                        │        ┌──────────────────────────────────────────┐
-//!  │   3 a step of retention, a step of a shutdown             │─answer─►                                          │
+//!  │   2 requests of handles, for up to 2 ms                   │        ┌──────────────────────────────────────────┐
+//!  │   3 a step of a shutdown, a step of retention             │─answer─►                                          │
 //!  │   4 answers, then task wakers                             │─waker──► LogStream::poll_fill_buf, AsyncBufRead   │
 //!  │ for event in events.drain() { … }  ◄ your code            │        └──────────────────────────────────────────┘
 //!  └───────────────────────────────────────────────────────────┘
@@ -65,13 +65,13 @@
 //!
 //! - A [`Worker`](crate::Worker) is `Send` and not `Sync`: one thread at a time has it, and it may go from one to another, with its jobs.
 //! - A [`Handle`](crate::Handle) is for everybody else. What it asks for is done at the end of a turn, in the order in which it was asked; so somebody has to turn the worker.
-//!   An [`Answer`](crate::Answer) that is never awaited does no harm, but for that to a start: it is taken back, since nobody could ever stop that job.
+//!   An [`Answer`](crate::Answer) that is dropped does no harm, but for that to a start: it is taken back, since nobody could ever stop that job.
 //! - Waiting for an answer on the thread that turns the worker would wait for ever. It is an error instead ([`HandleError::OwnThread`](crate::HandleError::OwnThread)): at once
 //!   inside of [`run`](crate::Worker::run) and of a turn, after five seconds outside of them (the worker may be on its way to another thread). *Awaiting* it there is fine.
 //! - A [`LogStream`](crate::LogStream) reads its log itself, wherever it is; the loop only tells it that there is more. A reader that is slow slows down nobody.
 //! - Your code runs in three places: what you do between turns, what you give to [`Handle::call`](crate::Handle::call), and wakers. None of them runs in the midst of the
-//!   dispatch, and all may use the worker, or its handles, as they like. A panic in a call is told to its asker, and one in a waker to nobody; the loop goes on. One
-//!   of yours between turns unwinds through the worker: that kills its jobs and leaves nothing behind, or, if you catch it further in, just goes on.
+//!   dispatch, and all may use the worker, or ask its handles, as they like; a call holds up the loop and who else has asked for something. A panic in a call is told to its asker, and one in a waker to nobody; the loop goes on. One
+//!   of yours between turns unwinds through the worker: that kills its jobs and leaves nothing behind, or, if you catch it further in, just goes on: the events that were not told yet come with the next turn.
 //!
 //! # Fairness
 //!
@@ -82,7 +82,7 @@
 //! | output read from one job in a turn | [`read_budget_bytes`](crate::Builder::read_budget_bytes) | 256 KiB |
 //! | descriptors looked at in one wait (up to four in a turn) | [`poll_events_max`](crate::Builder::poll_events_max) | 1024 |
 //! | events told by a turn | [`Events::with_capacity`](crate::Events::with_capacity) | 1024 |
-//! | requests of handles in a turn | | 256 |
+//! | requests of handles in a turn | | as many as begin within 2 ms |
 //! | files that retention looks at in a turn | | 50 |
 //! | how long the output of a job that writes in small pieces gathers | [`coalesce_time`](crate::Builder::coalesce_time) | 1 ms |
 //! | how long a start on the loop's own thread waits for its program | [`confirm_timeout`](crate::Builder::confirm_timeout), [`confirm`](crate::Builder::confirm) | 100 ms |

@@ -2,21 +2,22 @@
 
 use std::fmt;
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use crate::handle::Handle;
-use crate::model::error::HandleError;
+use crate::handle::shield::shielded;
+use crate::model::error::{HandleError, StartError};
 use crate::model::id::JobId;
+use crate::worker::Worker;
 
 /// Where an answer is given.
 pub(crate) type Reply<T, E> = oneshot::Sender<Result<T, E>>;
 
 /// Gives an answer. Nobody may want it any more; and a panic of somebody else's, a waker's or that of an answer being dropped, is not to stop the loop.
 pub(crate) fn give<T, E>(reply: Reply<T, E>, answer: Result<T, E>) {
-    let _ = catch_unwind(AssertUnwindSafe(|| drop(reply.send(answer))));
+    shielded(|| drop(reply.send(answer)));
 }
 
 /// What a worker will answer to a [`Handle`]: a future, for any runtime, that can also be [waited](Self::wait) for.
@@ -81,6 +82,44 @@ impl<T, E: From<HandleError>> Future for Answer<T, E> {
 impl<T, E> fmt::Debug for Answer<T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Answer").finish_non_exhaustive()
+    }
+}
+
+/// The answer to a start: where it is dropped before it has come, the loop hears of that.
+pub(crate) struct StartAnswer {
+    /// In this order: once the loop hears of it, this is dropped.
+    receiver: Option<oneshot::AsyncReceiver<Result<Claim, StartError>>>,
+    unwanted: Unwanted,
+}
+
+/// Has the loop take back what nobody waits for, unless the answer has come.
+struct Unwanted {
+    has_come: bool,
+    handle: Handle,
+}
+
+impl StartAnswer {
+    pub(crate) fn new(receiver: oneshot::AsyncReceiver<Result<Claim, StartError>>, handle: Handle) -> Self {
+        Self { receiver: Some(receiver), unwanted: Unwanted { has_come: false, handle } }
+    }
+}
+
+impl Future for StartAnswer {
+    type Output = Result<Claim, StartError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(receiver) = &mut self.receiver else { return Poll::Ready(Err(HandleError::Gone.into())) };
+        let answer = ready!(Pin::new(receiver).poll(cx));
+        (self.receiver, self.unwanted.has_come) = (None, true);
+        Poll::Ready(answer.unwrap_or_else(|_| Err(HandleError::Gone.into())))
+    }
+}
+
+impl Drop for Unwanted {
+    fn drop(&mut self) {
+        if !self.has_come {
+            self.handle.shared().ask(Box::new(Worker::take_back_unwanted));
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::io::{self, BufRead, Read};
 use crate::handle::Handle;
 use crate::kernel::stream::LogStream;
 use crate::model::error::HandleError;
+use crate::worker::read_shown;
 
 /// A job's output as a blocking reader, for a thread other than the worker's: see [`Handle::follow`].
 ///
@@ -46,8 +47,6 @@ impl BufRead for BlockingLogStream {
 
 impl Read for BlockingLogStream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.fill_buf()?.read(buffer)?;
-        self.consume(count);
-        Ok(count)
+        read_shown(self, buffer)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread, ThreadId};
@@ -27,6 +27,8 @@ pub(crate) struct Shared {
     /// Tells the loop that there are requests.
     bell: Bell,
     handles: AtomicUsize,
+    /// The loop's own note that it does requests.
+    is_serving: AtomicBool,
     turner: Mutex<Turner>,
 }
 
@@ -43,7 +45,7 @@ impl Shared {
     /// The thread that calls this has the worker.
     pub(crate) fn new(requests: mpsc::Sender<Request>, waker: Weak<mio::Waker>) -> Self {
         let turner = Mutex::new(Turner { thread: thread::current().id(), is_inside: false });
-        Self { requests, waker, bell: Bell::new(), handles: AtomicUsize::new(0), turner }
+        Self { requests, waker, bell: Bell::new(), handles: AtomicUsize::new(0), is_serving: AtomicBool::new(false), turner }
     }
 
     /// There is one handle more.
@@ -80,9 +82,15 @@ impl Shared {
         }
     }
 
-    /// Whether the loop is to look for requests.
-    pub(crate) fn is_announced(&self) -> bool {
+    /// Whether the loop is to look for requests, which it does now.
+    pub(crate) fn hear(&self) -> bool {
         self.bell.hear()
+    }
+
+    /// Requests are being done, until what is returned is dropped; `None` if they are already: one of them turns the loop.
+    pub(crate) fn serve(self: &Arc<Self>) -> Option<Serving> {
+        let was_serving = self.is_serving.swap(true, Ordering::Relaxed);
+        (!was_serving).then(|| Serving { shared: Arc::clone(self) })
     }
 
     /// This thread has the worker and turns it, until what is returned is dropped.
@@ -135,6 +143,18 @@ pub(crate) struct Inside {
 impl Drop for Inside {
     fn drop(&mut self) {
         self.shared.turner().is_inside = self.was_inside;
+    }
+}
+
+/// Requests are being done.
+#[derive(Debug)]
+pub(crate) struct Serving {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.shared.is_serving.store(false, Ordering::Relaxed);
     }
 }
 

@@ -55,6 +55,11 @@ impl<K: Ord + Copy> DeadlineQueue<K> {
         }
     }
 
+    /// When `deadline` is due; `None` if it is not armed.
+    pub(crate) fn due(&self, deadline: &Deadline) -> Option<Instant> {
+        deadline.due.map(|due| self.instant(due))
+    }
+
     /// Takes `deadline` out for good; its owner is going away.
     pub(crate) fn remove(&mut self, deadline: &mut Deadline, key: K) {
         if let Some(queued) = deadline.queued.take() {
@@ -65,7 +70,11 @@ impl<K: Ord + Copy> DeadlineQueue<K> {
 
     /// When to look again; `None` if there is nothing to wait for.
     pub(crate) fn next(&self) -> Option<Instant> {
-        self.queue.first().map(|(at, _)| self.first + Duration::from_nanos(at.0.get() - 1))
+        self.queue.first().map(|(at, _)| self.instant(*at))
+    }
+
+    fn instant(&self, at: Moment) -> Instant {
+        self.first + Duration::from_nanos(at.0.get() - 1)
     }
 
     /// Whose deadline is to be looked at now; the owner answers with [`settle`](Self::settle).

@@ -21,11 +21,13 @@ pub enum ShutdownMode {
     /// writing into one is ended by SIGPIPE, as a rule. A job that is to outlive its host writes into its log itself, or nowhere:
     /// [`Capture::Direct`](crate::Capture::Direct), [`Capture::Discard`](crate::Capture::Discard), [`Capture::Inherit`](crate::Capture::Inherit).
     ///
-    /// Its log is not sealed, its cgroup stays, and another worker finds that among its [`leftovers`](crate::Worker::leftovers). The processes stay children of this
+    /// Its log is not sealed, its cgroup stays (and a frozen job frozen). To other workers both look like what a crash has left: the cgroup is among their
+    /// [`leftovers`](crate::Worker::leftovers), so that a host which calls [`kill_leftovers`](crate::Worker::kill_leftovers) when it starts kills the job, and
+    /// [`Retention`](crate::Retention) seals and deletes the log in its time, although the job may still write into it. The processes stay children of this
     /// one: as long as it lives, those that end stay zombies, unless it waits for them (waitpid(2), [`Status::pid`](crate::Status::pid)).
     ///
-    /// A job whose program was not executed yet is waited for, for a bounded time. One that waits for a spawn slot is not started at all, one that was being stopped
-    /// is, and one whose main process has ended comes to its end, unless what it has left behind is
+    /// A job whose program was not executed yet is waited for, up to [`Builder::drain_total_max`](crate::Builder::drain_total_max), and then killed. One that waits for a spawn slot is
+    /// not started at all, one that was being stopped is, in its grace time, and one whose main process has ended comes to its end, unless what it has left behind is
     /// [waited for](crate::TreePolicy::Wait).
     Leave,
 }

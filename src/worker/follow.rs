@@ -38,8 +38,16 @@ impl BufRead for Follow<'_> {
 
 impl Read for Follow<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.fill_buf()?.read(buffer)?;
-        self.consume(count);
-        Ok(count)
+        read_shown(self, buffer)
     }
+}
+
+/// `Read::read` by way of `BufRead`.
+pub(crate) fn read_shown(reader: &mut impl BufRead, buffer: &mut [u8]) -> io::Result<usize> {
+    if buffer.is_empty() {
+        return Ok(0);
+    }
+    let count = reader.fill_buf()?.read(buffer)?;
+    reader.consume(count);
+    Ok(count)
 }

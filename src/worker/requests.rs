@@ -1,14 +1,14 @@
 //! What the handles of a worker ask for, and what they wait for.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, mpsc};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Worker;
 use crate::handle::Handle;
 use crate::handle::answer::{Claim, Reply, give};
 use crate::handle::shared::{Inside, Request, Shared};
-use crate::job::Job;
+use crate::handle::shield::shielded;
 use crate::logic::token::Key;
 use crate::model::command::Command;
 use crate::model::error::{HandleError, JobError, StartError, TurnError};
@@ -17,8 +17,8 @@ use crate::model::id::{JobId, OwnerId};
 use crate::model::shutdown::ShutdownMode;
 use crate::model::status::Status;
 
-/// Requests that are done in one turn before the caller gets a word in.
-const REQUESTS_PER_TURN: usize = 256;
+/// How long requests are done in one turn before the caller gets a word in.
+const SERVE_TIME_MAX: Duration = Duration::from_millis(2);
 
 /// The worker's end of what its handles ask for.
 #[derive(Debug)]
@@ -27,36 +27,62 @@ pub(super) struct Inbox {
     /// `None` once the worker takes no more.
     requests: Option<mpsc::Receiver<Request>>,
     /// Starts that are not confirmed yet.
-    starts: HashMap<JobId, (Reply<Claim, StartError>, Handle)>,
-    /// When a start is answered although it is not confirmed, in the order of time.
-    starts_due: VecDeque<(Instant, JobId)>,
+    starts: HashMap<JobId, Start>,
+    /// When they are answered all the same, soonest first.
+    starts_due: BTreeSet<(Instant, JobId)>,
     /// Those who wait for the end of a job.
     waits: HashMap<JobId, Vec<Reply<Status, JobError>>>,
     shutdowns: Vec<Reply<usize, HandleError>>,
-    /// Whether a request is being done: it may turn the loop, but others wait for its end.
-    is_serving: bool,
+}
+
+/// A start that is not confirmed yet.
+#[derive(Debug)]
+struct Start {
+    reply: Reply<Claim, StartError>,
+    handle: Handle,
+    due: Instant,
+}
+
+impl Inbox {
+    fn take_start(&mut self, job: JobId) -> Option<Start> {
+        let start = self.starts.remove(&job)?;
+        self.starts_due.remove(&(start.due, job));
+        Some(start)
+    }
+}
+
+impl Start {
+    /// The job is started: whoever has asked for it gets it.
+    fn succeed(self, job: JobId) {
+        give(self.reply, Ok(Claim::new(job, self.handle)));
+    }
 }
 
 impl Worker {
     /// A handle for other threads, or tasks, to work with this worker's jobs. They are served by whatever turns the loop.
     pub fn handle(&mut self) -> Handle {
+        Handle::new(Arc::clone(self.share()))
+    }
+
+    /// What is shared with the handles, from now on if not before.
+    fn share(&mut self) -> &Arc<Shared> {
         let inbox = self.inbox.get_or_insert_with(|| {
             let (sender, requests) = mpsc::channel();
             Box::new(Inbox {
                 shared: Arc::new(Shared::new(sender, self.reactor.waker())),
                 requests: Some(requests),
                 starts: HashMap::new(),
-                starts_due: VecDeque::new(),
+                starts_due: BTreeSet::new(),
                 waits: HashMap::new(),
                 shutdowns: Vec::new(),
-                is_serving: false,
             })
         });
-        Handle::new(Arc::clone(&inbox.shared))
+        &inbox.shared
     }
 
     /// Turns the loop, for the sake of its [handles](Self::handle), until one of them has [shut](Handle::shutdown) it down, or all of them are gone and all jobs have
-    /// finished: then nothing more can happen. The events are dropped; see [`run_with`](Self::run_with).
+    /// finished: then nothing more can happen. (An [`Answer`](crate::Answer) and a [`BlockingLogStream`](crate::BlockingLogStream) have a handle each.) After that nobody is
+    /// answered until the worker is turned again, or dropped. The events are dropped; see [`run_with`](Self::run_with).
     ///
     /// # Errors
     /// As [`turn`](Self::turn); it can be called again.
@@ -64,21 +90,25 @@ impl Worker {
         self.run_with(|_, _| {})
     }
 
-    /// As [`run`](Self::run), with something to be done at each event, between two turns.
+    /// As [`run`](Self::run), with something to be done at each event, between two turns. If that panics, the events that were not told yet are told by the next
+    /// [`turn`](Self::turn), or run.
     ///
     /// # Errors
     /// As [`turn`](Self::turn), once the events of that turn are handed out; it can be called again.
     pub fn run_with(&mut self, mut on_event: impl FnMut(&mut Self, Event)) -> Result<(), TurnError> {
-        let _inside = self.note_turn();
+        let _inside = self.share().turn();
         let mut events = Events::new();
         loop {
-            let timeout = if self.is_run_over() { Some(std::time::Duration::ZERO) } else { None };
+            let timeout = if self.is_run_over() { Some(Duration::ZERO) } else { None };
             let turned = self.turn(&mut events, timeout);
-            for event in events.drain() {
+            self.untold.extend(events.drain());
+            while let Some(event) = self.untold.pop_front() {
                 on_event(self, event);
             }
             turned?;
             if self.is_run_done() {
+                // What was done at the events may have brought answers.
+                self.answer_handles();
                 return Ok(());
             }
         }
@@ -102,19 +132,16 @@ impl Worker {
     /// Does what the handles have asked for.
     pub(super) fn serve_handles(&mut self) {
         // A turn inside of a request hears of others, too, or nobody would be woken for the next: they are done after this one.
-        let Some(inbox) = self.inbox.as_mut().filter(|inbox| inbox.shared.is_announced() && !inbox.is_serving) else { return };
-        inbox.is_serving = true;
-        let mut served = 0;
-        while served < REQUESTS_PER_TURN
-            && let Some(request) = self.next_request()
-        {
+        let Some(shared) = self.inbox.as_ref().map(|inbox| &inbox.shared).filter(|shared| shared.hear()) else { return };
+        let shared = Arc::clone(shared);
+        let Some(_serving) = shared.serve() else { return };
+        let until = Instant::now() + SERVE_TIME_MAX;
+        while let Some(request) = self.next_request() {
             request(self);
-            served += 1;
-        }
-        let Some(inbox) = &mut self.inbox else { return };
-        inbox.is_serving = false;
-        if served == REQUESTS_PER_TURN {
-            inbox.shared.announce();
+            if Instant::now() >= until {
+                // There may be more of them.
+                return shared.announce();
+            }
         }
     }
 
@@ -151,7 +178,7 @@ impl Worker {
         if job.is_starting() {
             return;
         }
-        let start = inbox.starts.remove(&id);
+        let start = inbox.take_start(id);
         let failure = job.failure().filter(|_| is_finished).cloned();
         if is_finished || !inbox.waits.contains_key(&id) {
             job.set_awaited(false);
@@ -164,12 +191,18 @@ impl Worker {
             }
         }
         match (start, failure) {
-            (Some((reply, _)), Some(failure)) => {
+            (Some(start), Some(failure)) => {
                 // Nothing is left of a job that was not started.
                 self.discard(id);
-                give(reply, Err(StartError::Failed(failure)));
+                give(start.reply, Err(StartError::Failed(failure)));
             }
-            (Some((reply, handle)), None) => give(reply, Ok(Claim::new(id, handle))),
+            (Some(start), None) => {
+                // The answer is what tells of it.
+                if let Some(job) = self.table.get_mut(key) {
+                    job.drop_started();
+                }
+                start.succeed(id);
+            }
             (None, _) => {}
         }
     }
@@ -181,24 +214,24 @@ impl Worker {
             return;
         }
         let now = Instant::now();
-        while let Some((_, job)) = inbox.starts_due.pop_front_if(|(due, job)| *due <= now || !inbox.starts.contains_key(job)) {
-            if let Some((reply, handle)) = inbox.starts.remove(&job) {
-                give(reply, Ok(Claim::new(job, handle)));
+        while let Some((_, job)) = inbox.starts_due.first().copied().filter(|(due, _)| *due <= now) {
+            if let Some(start) = inbox.take_start(job) {
+                start.succeed(job);
             }
         }
     }
 
     /// When the next of the starts is to be answered at the latest.
     pub(super) fn answer_due(&self) -> Option<Instant> {
-        self.inbox.as_ref()?.starts_due.front().map(|(due, _)| *due)
+        self.inbox.as_ref()?.starts_due.first().map(|(due, _)| *due)
     }
 
     /// A job is taken out of sight: who waits for its end hears that there is no such job. That it was started is true all the same.
     pub(super) fn answer_discarded(&mut self, job: JobId) {
         let Some(inbox) = &mut self.inbox else { return };
-        let (start, waits) = (inbox.starts.remove(&job), inbox.waits.remove(&job));
-        if let Some((reply, handle)) = start {
-            give(reply, Ok(Claim::new(job, handle)));
+        let (start, waits) = (inbox.take_start(job), inbox.waits.remove(&job));
+        if let Some(start) = start {
+            start.succeed(job);
         }
         for reply in waits.into_iter().flatten() {
             give(reply, Err(JobError::NotFound { job }));
@@ -207,8 +240,25 @@ impl Worker {
 
     /// Takes no more requests; those that were not done are answered by their being dropped.
     pub(super) fn close_inbox(&mut self) {
-        if let Some(inbox) = &mut self.inbox {
-            inbox.requests = None;
+        while let Some(request) = self.next_request() {
+            shielded(|| drop(request));
+        }
+        let requests = self.inbox.as_mut().and_then(|inbox| inbox.requests.take());
+        shielded(|| drop(requests));
+    }
+
+    /// The worker is gone, for everybody who still waits.
+    pub(super) fn answer_gone(&mut self) {
+        let Some(inbox) = self.inbox.take() else { return };
+        let Inbox { starts, waits, shutdowns, .. } = *inbox;
+        for start in starts.into_values() {
+            give(start.reply, Err(HandleError::Gone.into()));
+        }
+        for reply in waits.into_values().flatten() {
+            give(reply, Err(HandleError::Gone.into()));
+        }
+        for reply in shutdowns {
+            give(reply, Err(HandleError::Gone));
         }
     }
 
@@ -235,8 +285,8 @@ impl Worker {
         found.set_awaited(is_awaited || end.is_some());
         inbox.waits.extend(end.map(|end| (job, vec![end])));
         if is_awaited {
-            inbox.starts_due.push_back((due, job));
-            inbox.starts.insert(job, (reply, handle));
+            inbox.starts_due.insert((due, job));
+            inbox.starts.insert(job, Start { reply, handle, due });
         } else {
             give(reply, Ok(Claim::new(job, handle)));
         }
@@ -252,8 +302,10 @@ impl Worker {
         drop(found.take_stdin());
         found.set_awaited(true);
         let replies = inbox.waits.entry(job).or_default();
-        // Those who have stopped waiting make room.
-        replies.retain(|reply| !reply.is_closed());
+        if replies.len().is_power_of_two() {
+            // Those who have stopped waiting make room, now and then.
+            replies.retain(|reply| !reply.is_closed());
+        }
         replies.push(reply);
     }
 
@@ -265,10 +317,19 @@ impl Worker {
         }
     }
 
+    /// Takes back the starts whose answer nobody waits for any more.
+    pub(crate) fn take_back_unwanted(&mut self) {
+        let Some(inbox) = &mut self.inbox else { return };
+        let unwanted: Vec<JobId> = inbox.starts.iter().filter(|(_, start)| start.reply.is_closed()).map(|(job, _)| *job).collect();
+        for job in unwanted {
+            self.take_back(job);
+        }
+    }
+
     /// Nobody has got a job that was started: it is killed and forgotten.
     pub(crate) fn take_back(&mut self, job: JobId) {
-        if self.stop(job).is_ok() || self.table.by_id(job).is_some_and(Job::is_finished) {
-            self.discard(job);
-        }
+        // One that cannot be killed is still seen to by the loop.
+        let _ = self.stop(job);
+        self.discard(job);
     }
 }

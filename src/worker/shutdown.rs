@@ -18,6 +18,8 @@ pub(super) struct Closing {
     mode: ShutdownMode,
     /// When what is left is given up; jobs that were to be left are killed first.
     deadline: Instant,
+    /// Whether it is.
+    is_given_up: bool,
 }
 
 impl Worker {
@@ -38,6 +40,7 @@ impl Worker {
         while !self.is_shut_down() {
             self.turn_reactor(None)?;
         }
+        self.answer_handles();
         self.reactor.announce_reports()?;
         Ok(self.unfinished_jobs())
     }
@@ -49,7 +52,7 @@ impl Worker {
 
     /// Whether a shutdown was begun, and everything is over, or was waited for long enough.
     pub fn is_shut_down(&self) -> bool {
-        self.closing.as_ref().is_some_and(|closing| self.reactor.queues.unfinished == 0 || Instant::now() >= closing.deadline)
+        self.closing.as_ref().is_some_and(|closing| closing.is_given_up || self.reactor.queues.unfinished == 0)
     }
 
     pub(super) fn close(&mut self, mode: ShutdownMode, reason: StopReason) {
@@ -62,7 +65,7 @@ impl Worker {
         let now = Instant::now();
         // A grace time beyond what the clock can say never ends.
         let deadline = now.checked_add(time).unwrap_or(now + crate::builder::TIME_MAX);
-        self.closing = Some(Closing { mode, deadline });
+        self.closing = Some(Closing { mode, deadline, is_given_up: false });
         for key in self.table.unfinished() {
             self.end_job(key, mode, reason);
         }
@@ -85,28 +88,45 @@ impl Worker {
         };
     }
 
-    /// Lets go of the jobs that could not be left before, and kills those for which there is no more time.
+    /// Lets go of the jobs that could not be left before; when there is no more time for that, kills them; and then gives up.
     pub(super) fn go_on_closing(&mut self) {
-        let Some(Closing { mode: ShutdownMode::Leave, deadline }) = self.closing else { return };
+        let Some(Closing { mode, deadline, is_given_up: false }) = self.closing else { return };
         if self.reactor.queues.unfinished == 0 {
             return;
         }
-        if Instant::now() >= deadline {
-            self.close(ShutdownMode::Kill, StopReason::Shutdown);
-            return;
+        match (mode, Instant::now() >= deadline) {
+            (ShutdownMode::Leave, false) => {
+                for key in self.table.unfinished() {
+                    if let Some(job) = self.table.get_mut(key).filter(|job| !job.is_internal()) {
+                        job.leave(&mut self.reactor.lend());
+                    }
+                }
+            }
+            (ShutdownMode::Leave, true) => self.stop_leaving(),
+            (_, false) => {}
+            (_, true) => self.closing = Some(Closing { mode, deadline, is_given_up: true }),
         }
+    }
+
+    /// Kills what could not be left, but for those that have a grace time to their end.
+    fn stop_leaving(&mut self) {
+        let mut last = Instant::now();
         for key in self.table.unfinished() {
-            if let Some(job) = self.table.get_mut(key).filter(|job| !job.is_internal()) {
-                job.leave(&mut self.reactor.lend());
+            let Some(job) = self.table.get_mut(key) else { continue };
+            let lent = &mut self.reactor.lend();
+            match job.grace_due(lent) {
+                Some(due) => last = last.max(due),
+                // One that cannot be killed is among those that are not over in the end.
+                None => drop(job.stop(StopReason::Shutdown, lent)),
             }
         }
+        let deadline = last + self.reactor.settings.drain_total_max + PATIENCE;
+        self.closing = Some(Closing { mode: ShutdownMode::Kill, deadline, is_given_up: false });
     }
 
     /// When a shutdown has something to do that no job asks for.
     pub(super) fn closing_due(&self) -> Option<Instant> {
-        // Once it has passed, what is left is waited for no more.
-        let deadline = self.closing.as_ref().filter(|_| self.reactor.queues.unfinished > 0)?.deadline;
-        (deadline > Instant::now()).then_some(deadline)
+        self.closing.as_ref().filter(|closing| !closing.is_given_up && self.reactor.queues.unfinished > 0).map(|closing| closing.deadline)
     }
 
     /// Everything that is bound to the worker ends with it. Also while a panic unwinds.
@@ -124,6 +144,8 @@ impl Worker {
         for key in self.table.unfinished() {
             self.with_key(key, Job::end_streams);
         }
+        self.answer_handles();
+        self.answer_gone();
         self.wake_tasks();
         for key in self.table.not_gone() {
             self.with_key(key, Job::abandon_cgroup);
