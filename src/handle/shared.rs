@@ -27,6 +27,8 @@ pub(crate) struct Shared {
     /// Tells the loop that there are requests.
     bell: Bell,
     handles: AtomicUsize,
+    /// Whether the worker takes no more requests; those that come at this moment are dropped with the queue.
+    is_closed: AtomicBool,
     /// The loop's own note that it does requests.
     is_serving: AtomicBool,
     turner: Mutex<Turner>,
@@ -45,7 +47,15 @@ impl Shared {
     /// The thread that calls this has the worker.
     pub(crate) fn new(requests: mpsc::Sender<Request>, waker: Weak<mio::Waker>) -> Self {
         let turner = Mutex::new(Turner { thread: thread::current().id(), is_inside: false });
-        Self { requests, waker, bell: Bell::new(), handles: AtomicUsize::new(0), is_serving: AtomicBool::new(false), turner }
+        Self {
+            requests,
+            waker,
+            bell: Bell::new(),
+            handles: AtomicUsize::new(0),
+            is_closed: AtomicBool::new(false),
+            is_serving: AtomicBool::new(false),
+            turner,
+        }
     }
 
     /// There is one handle more.
@@ -65,9 +75,14 @@ impl Shared {
         self.handles.load(Ordering::Acquire) > 0 || self.bell.has_rung()
     }
 
+    /// Nothing more is put into the queue: the worker ends.
+    pub(crate) fn close(&self) {
+        self.is_closed.store(true, Ordering::Relaxed);
+    }
+
     /// Has the loop do something. After the worker's end it is dropped instead.
     pub(crate) fn ask(&self, request: Request) {
-        if self.requests.send(request).is_ok() {
+        if !self.is_closed.load(Ordering::Relaxed) && self.requests.send(request).is_ok() {
             self.announce();
         }
     }

@@ -240,6 +240,8 @@ impl Worker {
 
     /// Takes no more requests; those that were not done are answered by their being dropped.
     pub(super) fn close_inbox(&mut self) {
+        let Some(inbox) = &self.inbox else { return };
+        inbox.shared.close();
         while let Some(request) = self.next_request() {
             shielded(|| drop(request));
         }
