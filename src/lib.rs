@@ -37,6 +37,18 @@
 //! - [`LogPolicy`]: rotation, caps, and what happens where a log cannot be written; [`Retention`]: how long logs are kept; [`guide::logs`]: all about them.
 //! - [`guide::spawning`]: how a job is started, and why that is safe.
 //!
+//! # Features
+//!
+//! None of them is on by default, and none adds anything to what others use.
+//!
+//! | feature | what it brings |
+//! |---|---|
+//! | `calloop` | `calloop::WorkerSource`: a worker as an event source |
+//! | `tokio` | `tokio::AsyncWorker`: a worker in a runtime; [`LogStream`] as tokio's `AsyncBufRead` |
+//! | `futures-io` | [`LogStream`] as the `AsyncBufRead` of the futures crates |
+//! | `cli` | the command-line tool |
+//! | `s3` | its command `archive` |
+//!
 //! # What it does not do
 //!
 //! No sandbox (namespaces, images, seccomp profiles), no daemon, no restarts, no scheduling. The user id is the boundary: a job that runs with the

@@ -333,7 +333,8 @@ impl Reactor {
         }
     }
 
-    fn wake(&mut self) -> Result<(), TurnError> {
+    /// Makes the epoll descriptor readable, until the next turn.
+    pub(crate) fn wake(&mut self) -> Result<(), TurnError> {
         if !std::mem::replace(&mut self.woken, true) {
             self.waker.wake().map_err(TurnError::new("waking the loop"))?;
         }

@@ -178,7 +178,7 @@ impl Worker {
         let timeout = if self.reactor.has_reports() || !events.is_empty() { Some(Duration::ZERO) } else { timeout };
         let turned = self.turn_reactor(timeout);
         self.collect(events);
-        turned.and(self.reactor.announce_reports())
+        turned.and(self.announce_events())
     }
 
     /// Everything known about a job.
@@ -359,6 +359,7 @@ impl Worker {
         if was_queued && let Some(key) = self.table.key_of(job) {
             self.reactor.queues.reports.retain(|queued| *queued != key);
         }
+        self.untold.retain(|event| event.job() != job);
         let status = self.query(job)?;
         self.note_told(job);
         self.reactor.announce_reports().map_err(|source| JobError::Turn { job, source })?;
@@ -445,6 +446,11 @@ impl Worker {
     /// What retention has done so far.
     pub fn retention_stats(&self) -> RetentionStats {
         self.retention.as_ref().map(|retention| retention.collector.stats()).unwrap_or_default()
+    }
+
+    /// Sees to it that the descriptor tells of events that were kept.
+    pub(crate) fn announce_events(&mut self) -> Result<(), TurnError> {
+        if self.untold.is_empty() { self.reactor.announce_reports() } else { self.reactor.wake() }
     }
 
     fn confirms(&self, command: &Command) -> bool {

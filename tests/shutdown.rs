@@ -360,7 +360,9 @@ fn a_worker_goes_on_after_a_panic_in_what_is_done_at_its_events() {
     let pids = jobs.map(|job| worker.query(job).unwrap().pid);
     wait_until("their end", || pids.iter().all(|pid| !process_runs(*pid)));
     assert!(catch_unwind(AssertUnwindSafe(|| worker.run_with(|_, event| panic!("the host's own: {event:?}")))).is_err());
-    // Of what it was told when it panicked nothing is lost but the one.
+    // Of what it was told when it panicked nothing is lost but the one, and the descriptor says so.
+    let timeout = Timespec::try_from(DEADLINE).unwrap();
+    assert_eq!(poll(&mut [PollFd::from_borrowed_fd(worker.as_fd(), PollFlags::IN)], Some(&timeout)).unwrap(), 1);
     let mut seen = 1;
     turn_until(&mut worker, |worker, events| {
         seen = 1 + events.len();

@@ -7,6 +7,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -475,6 +476,73 @@ fn a_turn_that_fails_loses_no_event_and_ends_what_is_awaited() {
             }
             assert!(told.iter().any(|event| matches!(event, Event::Finished { job, .. } if *job == ended[1])), "{told:?}");
         });
+    });
+}
+
+#[test]
+fn a_panic_at_an_event_loses_no_other_whoever_asks_next() {
+    for asks in ["run_with", "next_event", "descriptor"] {
+        let host = Host::new();
+        let runtime = one_thread();
+        runtime.block_on(async {
+            let mut worker = new(host.builder());
+            let jobs: Vec<_> = {
+                let mut jobs = Vec::new();
+                for _ in 0..5 {
+                    jobs.push(worker.start(Command::new("true").capture(Capture::Discard)).await.unwrap());
+                }
+                jobs
+            };
+            let pids: Vec<_> = jobs.iter().map(|job| worker.query(*job).unwrap().pid).collect();
+            common::wait_until("their end", || pids.iter().all(|pid| !common::process_runs(*pid)));
+            let mut seen = Vec::new();
+            {
+                let mut running = pin!(worker.run_with(|_, event| {
+                    seen.push(event);
+                    assert!(seen.len() < 3, "the host's own");
+                }));
+                let polled = poll_fn(|cx| Poll::Ready(catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(cx)))));
+                assert!(within(polled).await.is_err());
+            }
+            match asks {
+                "run_with" => within(worker.run_with(|_, event| seen.push(event))).await.unwrap(),
+                "next_event" => {
+                    while seen.len() < 10 {
+                        seen.push(within(worker.next_event()).await.unwrap());
+                    }
+                }
+                _ => {
+                    let (mut worker, mut events) = (worker.into_worker(), Events::with_capacity(2));
+                    while seen.len() < 10 {
+                        let timeout = Timespec::try_from(DEADLINE).unwrap();
+                        assert_eq!(poll(&mut [PollFd::from_borrowed_fd(worker.as_fd(), PollFlags::IN)], Some(&timeout)).unwrap(), 1);
+                        worker.turn(&mut events, Some(Duration::ZERO)).unwrap();
+                        seen.extend(events.drain());
+                    }
+                }
+            }
+            assert_eq!(finished(&seen), 5, "{asks}: {seen:?}");
+            assert_eq!(seen.len(), 10, "{asks}: {seen:?}");
+        });
+    }
+}
+
+#[test]
+fn who_waits_for_a_job_hears_that_it_was_left_although_no_turn_was_needed_for_that() {
+    one_thread().block_on(async {
+        let host = Host::new();
+        let mut worker = new(host.builder());
+        let handle = worker.handle();
+        let job = worker.start(sleeper()).await.unwrap();
+        let waiting = tokio::spawn(handle.wait(job));
+        // The task has asked, and the loop has heard of it.
+        assert!(timeout(Duration::from_millis(50), worker.next_event()).await.is_err());
+        assert_eq!(within(worker.shutdown(ShutdownMode::Leave)).await.unwrap(), 0);
+        let status = within(waiting).await.unwrap().unwrap();
+        assert_eq!(status.state, JobState::Left);
+        let pid = rustix::process::Pid::from_raw(status.pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        common::wait_until("its end", || rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::NOHANG).unwrap().is_some());
     });
 }
 

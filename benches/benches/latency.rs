@@ -10,7 +10,7 @@
 //! round, in one process; a figure is the median over the rounds of that percentile within a round, with the smallest and largest behind the median. What counts is the ratio to
 //! the first line, within one run.
 //!
-//! Jobs have no output and no cgroup here: what is measured is the way from the kernel to the code. The process of the first line begins a session of its own, as every
+//! A handle waits for the job's being over, the others for its exit: without output and cgroup both come with one turn. Jobs have no output and no cgroup here: what is measured is the way from the kernel to the code. The process of the first line begins a session of its own, as every
 //! job does: with autogroups (sched(7)) its end costs the kernel more than that of one in the session of its parent, as on the second line and with tokio.
 
 use std::collections::BTreeMap;

@@ -71,6 +71,9 @@ use crate::worker::Worker;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
+/// A start waits for its program, up to [`Builder::confirm_timeout`](crate::Builder::confirm_timeout), and the loop with it, unless it is told not to
+/// ([`Command::confirm`](crate::Command::confirm)), or comes from a [`Handle`](crate::Handle).
+///
 /// As long as it is disabled, nothing of the worker's happens: outputs are not read, times pass unnoticed. Nothing is lost by that. Removed from its loop and
 /// dropped, it kills its jobs, as a worker does that is dropped.
 ///

@@ -13,32 +13,31 @@ use crate::kernel::stream::LogStream;
 /// Errors are of the kind `Other`, with a [`StreamError`](crate::StreamError) inside. After one that is [passable](crate::StreamError::is_passable) the next read
 /// goes on behind it: what collects bytes until the end (`read_to_end`) is called again, with the same buffer.
 ///
+/// It has no budget of its own: a log that is always ahead of its reader never has that wait, and a runtime of one thread does nothing else meanwhile, unless the task
+/// yields now and then.
+///
 /// ```
 /// use futures_lite::{AsyncBufReadExt, StreamExt, future};
-/// use iron_exec::{Command, Events, Worker};
+/// use iron_exec::{Command, Worker};
 ///
 /// let mut worker = Worker::new()?;
-/// let job = worker.start(Command::shell("echo one; echo two"))?;
-/// let mut lines = worker.stream(job)?.lines();
-/// let read = async {
+/// let handle = worker.handle();
+/// let thread = std::thread::spawn(move || worker.run()); // it wakes the tasks
+///
+/// let seen = future::block_on(async {
+///     let job = handle.start(Command::shell("echo one; echo two")).await?;
+///     let mut lines = handle.stream(job).await?.lines();
 ///     let mut seen = Vec::new();
 ///     while let Some(line) = lines.next().await {
 ///         seen.push(line?);
 ///     }
-///     Ok::<_, std::io::Error>(seen)
-/// };
-/// // Any executor does; this one turns the loop whenever the task has nothing to do.
-/// let mut read = std::pin::pin!(read);
-/// let mut events = Events::new();
-/// let seen = loop {
-///     match future::block_on(future::poll_once(&mut read)) {
-///         Some(seen) => break seen?,
-///         None => worker.turn(&mut events, None)?,
-///     }
-/// };
+///     handle.wait(job).await?;
+///     handle.delete_log(job).await?;
+///     Ok::<_, Box<dyn std::error::Error>>(seen)
+/// })?;
 /// assert_eq!(seen, ["one", "two"]);
-/// # worker.wait(job)?;
-/// # worker.delete_log(job)?;
+/// drop(handle);
+/// thread.join().unwrap()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 impl AsyncBufRead for LogStream {

@@ -160,7 +160,7 @@ impl AsyncWorker {
         self.run_with(|_, _| {}).await
     }
 
-    /// As [`run`](Self::run), with something to be done at each event, between two turns.
+    /// As [`run`](Self::run), with something to be done at each event, between two turns. If that panics, the events that were not told yet are told later.
     ///
     /// # Errors
     /// As `run`, once the events of that turn are handed out.
@@ -169,11 +169,10 @@ impl AsyncWorker {
         loop {
             // Nothing is awaited between this and the last of its events, so that none is lost where this is dropped.
             let turned = self.worker.turn(&mut events, Some(Duration::ZERO));
-            for event in events.drain() {
-                on_event(&mut self.worker, event);
-            }
+            self.worker.tell(&mut events, &mut on_event);
             turned?;
             if self.worker.is_run_done() {
+                self.worker.answer_handles();
                 return Ok(());
             }
             poll_fn(|cx| self.poll_ready(cx)).await?;
@@ -244,7 +243,7 @@ impl AsyncWorker {
 
     /// Waits until a job has finished. Its events are dropped, those of others are kept. A piped stdin that nobody has taken is closed.
     ///
-    /// Cancel safe: where it is dropped, nothing happens to the job.
+    /// Cancel safe: where it is dropped, nothing but that has happened to the job.
     ///
     /// # Errors
     /// [`JobError::NotFound`]; [`JobError::Turn`] if the loop fails.
@@ -320,6 +319,7 @@ impl AsyncWorker {
             while !self.worker.is_shut_down() {
                 ready!(self.poll_turn(cx))?;
             }
+            self.worker.answer_handles();
             Poll::Ready(Ok(self.worker.unfinished_jobs()))
         })
         .await

@@ -25,7 +25,7 @@
 //! | a loop that can wait for a descriptor: epoll, poll, mio, libuv, GLib, asyncio | the worker's [`AsFd`](std::os::fd::AsFd) | `in_epoll`, `in_mio` |
 //! | calloop | `iron_exec::calloop::WorkerSource` (feature `calloop`) | `in_calloop` |
 //! | tokio | `iron_exec::tokio::AsyncWorker` in one task, a [`Handle`](crate::Handle) in each of the others (feature `tokio`) | `in_tokio` |
-//! | another runtime, or several | [`Worker::run`](crate::Worker::run) in a thread of its own, a [`Handle`](crate::Handle) in each task: its answers are plain futures | `in_threads`, `in_futures` |
+//! | another runtime, or several | [`Worker::run`](crate::Worker::run) in a thread of its own, a [`Handle`](crate::Handle) in each task: its answers are plain futures | `in_futures` |
 //! | threads | the same, and [`Answer::wait`](crate::Answer::wait) | `in_threads` |
 //! | C, or whatever can call C | the C interface, `sys/capi` | `two_jobs.c`, `asyncio_jobs.py` |
 //!
@@ -65,7 +65,7 @@
 //!
 //! - A [`Worker`](crate::Worker) is `Send` and not `Sync`: one thread at a time has it, and it may go from one to another, with its jobs.
 //! - A [`Handle`](crate::Handle) is for everybody else. What it asks for is done at the end of a turn, in the order in which it was asked; so somebody has to turn the worker.
-//!   An [`Answer`](crate::Answer) that is dropped does no harm, but for that to a start: it is taken back, since nobody could ever stop that job.
+//!   An [`Answer`](crate::Answer) that is dropped does no harm, but for that to a start, or a [`run_job`](crate::Handle::run_job): the job is taken back, since nobody could ever stop it.
 //! - Waiting for an answer on the thread that turns the worker would wait for ever. It is an error instead ([`HandleError::OwnThread`](crate::HandleError::OwnThread)): at once
 //!   inside of [`run`](crate::Worker::run) and of a turn, after five seconds outside of them (the worker may be on its way to another thread). *Awaiting* it there is fine.
 //! - A [`LogStream`](crate::LogStream) reads its log itself, wherever it is; the loop only tells it that there is more. A reader that is slow slows down nobody.
@@ -83,7 +83,7 @@
 //! | descriptors looked at in one wait (up to four in a turn) | [`poll_events_max`](crate::Builder::poll_events_max) | 1024 |
 //! | events told by a turn | [`Events::with_capacity`](crate::Events::with_capacity) | 1024 |
 //! | requests of handles in a turn | | as many as begin within 2 ms |
-//! | files that retention looks at in a turn | | 50 |
+//! | files of a log directory that retention looks at, or deletes, in a turn | | some 50 names, 16 deletions |
 //! | how long the output of a job that writes in small pieces gathers | [`coalesce_time`](crate::Builder::coalesce_time) | 1 ms |
 //! | how long a start on the loop's own thread waits for its program | [`confirm_timeout`](crate::Builder::confirm_timeout), [`confirm`](crate::Builder::confirm) | 100 ms |
 //!
@@ -94,8 +94,8 @@
 //! Linux has no way to do everything without waiting. These calls may take their time, with the thread that turns:
 //!
 //! - **Confirmed starts** wait for the program to be executed, up to `confirm_timeout`: long enough to notice where the program is on a network file system that hangs. Take
-//!   [`confirm(false)`](crate::Builder::confirm), and a failure comes as [`Event::StartFailed`](crate::Event::StartFailed); or start through a [`Handle`](crate::Handle) or an
-//!   adapter, which never waits on the loop and tells you of the failure all the same. The child itself may hang in its exec for hours: it holds one of
+//!   [`confirm(false)`](crate::Builder::confirm), and a failure comes as [`Event::StartFailed`](crate::Event::StartFailed); or start through a [`Handle`](crate::Handle), or tokio's
+//!   `AsyncWorker`, which never waits on the loop and tells you of the failure all the same. The child itself may hang in its exec for hours: it holds one of
 //!   [`spawn_slots_max`](crate::Builder::spawn_slots_max) slots, and nobody else ([`guide::spawning`](crate::guide::spawning)).
 //! - **Writes into logs** go to the page cache. Where the kernel holds a writer back because too much is dirty (`vm.dirty_ratio`), or the log directory is on a file system
 //!   that hangs, a write waits, in the kernel, and nothing can be done about that from here. Logs belong on a local disk, or a tmpfs with bounds

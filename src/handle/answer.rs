@@ -22,8 +22,9 @@ pub(crate) fn give<T, E>(reply: Reply<T, E>, answer: Result<T, E>) {
 
 /// What a worker will answer to a [`Handle`]: a future, for any runtime, that can also be [waited](Self::wait) for.
 ///
-/// What was asked for is done whether or not the answer is waited for; only a start is taken back where its answer is dropped before it has come.
-#[must_use = "the answer says whether it was done; a start whose answer is dropped is taken back"]
+/// What was asked for is done whether or not the answer is waited for; only a job that nobody knows of is taken back: that of a [`Handle::start`] or
+/// [`Handle::run_job`] whose answer is dropped before it has come.
+#[must_use = "the answer says whether it was done; a job that is started, or run, is taken back where the answer is dropped"]
 pub struct Answer<T, E = HandleError> {
     handle: Handle,
     future: Pending<T, E>,

@@ -35,6 +35,16 @@ pub(super) struct Inbox {
     shutdowns: Vec<Reply<usize, HandleError>>,
 }
 
+/// Events are being told.
+struct Telling<'a>(&'a mut Worker);
+
+impl Drop for Telling<'_> {
+    fn drop(&mut self) {
+        // Left by a panic, if there are any. If this fails, so does the next turn, which says so.
+        let _ = self.0.announce_events();
+    }
+}
+
 /// A start that is not confirmed yet.
 #[derive(Debug)]
 struct Start {
@@ -101,16 +111,22 @@ impl Worker {
         loop {
             let timeout = if self.is_run_over() { Some(Duration::ZERO) } else { None };
             let turned = self.turn(&mut events, timeout);
-            self.untold.extend(events.drain());
-            while let Some(event) = self.untold.pop_front() {
-                on_event(self, event);
-            }
+            self.tell(&mut events, &mut on_event);
             turned?;
             if self.is_run_done() {
                 // What was done at the events may have brought answers.
                 self.answer_handles();
                 return Ok(());
             }
+        }
+    }
+
+    /// Does what is to be done at each event. If that panics the rest is kept.
+    pub(crate) fn tell(&mut self, events: &mut Events, on_event: &mut impl FnMut(&mut Self, Event)) {
+        self.untold.extend(events.drain());
+        let telling = Telling(self);
+        while let Some(event) = telling.0.untold.pop_front() {
+            on_event(telling.0, event);
         }
     }
 
@@ -150,7 +166,7 @@ impl Worker {
     }
 
     /// Answers those who have waited for what has happened now.
-    pub(super) fn answer_handles(&mut self) {
+    pub(crate) fn answer_handles(&mut self) {
         if self.inbox.is_none() {
             return;
         }

@@ -14,12 +14,10 @@ impl Worker {
 
     /// The next of the events that were kept. `events`: a buffer for one.
     pub(crate) fn take_event(&mut self, events: &mut Events) -> Option<Event> {
+        if let Some(event) = self.untold.pop_front() {
+            return Some(event);
+        }
         self.collect(events);
         events.drain().next()
-    }
-
-    /// Sees to it that the descriptor tells of events that were kept.
-    pub(crate) fn announce_events(&mut self) -> Result<(), TurnError> {
-        self.reactor.announce_reports()
     }
 }
