@@ -8,6 +8,7 @@
  * below CGROUP, a directory of a cgroup2 mount, or none without it. With cgroups the second job is killed with all that it may have started, without it is asked
  * to end. Exits 0 if everything was as it must be.
  */
+#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -83,7 +84,7 @@ int main(int argc, char **argv)
     size_t used = 0, unfinished;
     const char *cgroup = argc > 3 ? argv[3] : NULL;
     const int end_signal = cgroup != NULL ? SIGKILL : SIGTERM;
-    int outer, is_stopping = 0, finished = 0;
+    int outer, awaited, is_stopping = 0, finished = 0;
     struct epoll_event ready = {.events = EPOLLIN};
 
     if (argc < 2 || argc > 4)
@@ -117,6 +118,16 @@ int main(int argc, char **argv)
         DONE(iron_exec_turn(worker, 0, events, 16, &count, error));
         for (index = 0; index < count; index++) {
             const iron_exec_event *event = &events[index];
+            /* A job that got an id ends with exactly one of three events. */
+            if (event->kind == IRON_EXEC_EVENT_KIND_START_FAILED) {
+                /* A start that took longer than iron_exec_start waits (iron_exec_config_confirm_timeout) says so only here. */
+                char text[1024];
+                size_t length;
+                DONE(iron_exec_failure_text(worker, event->job, text, sizeof text, &length, error));
+                FAIL("a start has failed: %s", text);
+            }
+            if (event->kind == IRON_EXEC_EVENT_KIND_LEFT)
+                FAIL("a job was let go of, without a shutdown");
             if (event->kind != IRON_EXEC_EVENT_KIND_FINISHED)
                 continue;
             finished++;
@@ -143,7 +154,9 @@ int main(int argc, char **argv)
         }
         if (finished == 2)
             break;
-        EXPECT(epoll_wait(outer, &ready, 1, 60000) == 1);
+        /* After a signal a turn does no harm. */
+        awaited = epoll_wait(outer, &ready, 1, 60000);
+        EXPECT(awaited == 1 || (awaited < 0 && errno == EINTR));
     }
 
     EXPECT(used == 6 && memcmp(line, "ready\n", 6) == 0);
