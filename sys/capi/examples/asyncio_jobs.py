@@ -14,7 +14,7 @@ import tempfile
 from ctypes import POINTER, byref, c_bool, c_char_p, c_int32, c_size_t, c_uint8, c_uint64, c_void_p
 
 OK, RESULT_START_FAILED = 0, -7
-EVENT_START_FAILED, EVENT_FINISHED = 2, 15
+EVENT_START_FAILED, EVENT_FINISHED, EVENT_LEFT = 2, 15, 16
 CGROUP_BASE_OFF = 1
 STREAM_BOTH, STREAM_START = 0, 0
 
@@ -105,10 +105,10 @@ class Library:
 
 
 class Worker:
-    """Runs jobs in the running asyncio loop."""
+    """Runs jobs in the running asyncio loop. As a context manager it is closed at the end, whatever happens: no job is orphaned."""
 
     def __init__(self, library, log_dir):
-        self._library = library
+        self._library, self._loop = library, asyncio.get_running_loop()
         self._handle, self._unfinished = c_void_p(), {}
         self._events, self._count = (Event * 64)(), c_size_t()
         config = c_void_p(library.plain("config_new"))
@@ -120,8 +120,13 @@ class Worker:
         finally:
             library.plain("config_free", byref(config))
         self._fd = library.plain("worker_fd", self._handle)
-        self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._fd, self._turn)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
     def start(self, program, *arguments, timeout_ms=30_000):
         """Starts a job. Returns its id, and a future of its final status; if its program cannot be executed, of an IronExecError."""
@@ -152,20 +157,25 @@ class Worker:
         self._library.call("forget", self._handle, job)
 
     def close(self):
-        """Kills what still runs."""
+        """Kills what still runs; who waits for it is cancelled. A second time does nothing."""
+        if not self._handle:
+            return
         self._loop.remove_reader(self._fd)
         self._library.plain("worker_free", byref(self._handle))
+        for future in self._unfinished.values():
+            future.cancel()
+        self._unfinished.clear()
 
     def _turn(self):
         # What does not fit comes with the next turn: the descriptor stays readable.
         self._library.call("turn", self._handle, 0, self._events, len(self._events), byref(self._count))
         for event in self._events[: self._count.value]:
-            if event.kind not in (EVENT_FINISHED, EVENT_START_FAILED):
+            if event.kind not in (EVENT_FINISHED, EVENT_START_FAILED, EVENT_LEFT):
                 continue
-            future = self._unfinished.pop(bytes(event.job.bytes))
-            if future.done():  # cancelled
+            future = self._unfinished.pop(bytes(event.job.bytes), None)
+            if future is None or future.done():  # nobody's, or cancelled
                 continue
-            if event.kind == EVENT_FINISHED:
+            if event.kind != EVENT_START_FAILED:
                 status = Status()
                 self._library.call("query", self._handle, event.job, byref(status))
                 future.set_result(status)
@@ -177,10 +187,9 @@ class Worker:
 
 async def main(path):
     with tempfile.TemporaryDirectory() as log_dir:
-        worker = Worker(Library(path), log_dir)
         slots, running, running_max = asyncio.Semaphore(10), 0, 0
 
-        async def run(number):
+        async def run(worker, number):
             nonlocal running, running_max
             async with slots:
                 running += 1
@@ -192,13 +201,13 @@ async def main(path):
             worker.forget(job)
             return status, output
 
-        results = await asyncio.gather(*(run(number) for number in range(100)))
-        try:
-            await worker.start("/nonexistent/program")[1]
-            sys.exit("a program that does not exist was started")
-        except IronExecError as error:
-            assert error.errno == 2 and "/nonexistent/program" in str(error), error
-        worker.close()
+        with Worker(Library(path), log_dir) as worker:
+            results = await asyncio.gather(*(run(worker, number) for number in range(100)))
+            try:
+                await worker.start("/nonexistent/program")[1]
+                sys.exit("a program that does not exist was started")
+            except IronExecError as error:
+                assert error.errno == 2 and "/nonexistent/program" in str(error), error
 
     for number, (status, output) in enumerate(results):
         assert status.finished and status.exit_code == number % 7, (number, status.exit_code)
