@@ -777,8 +777,9 @@ struct iron_exec_error *iron_exec_error_new(void);
 void iron_exec_error_free(struct iron_exec_error **error);
 
 /**
- * What went wrong in the last call that `error` was handed to: what was done, to which path, and all the causes, in UTF-8 on one line. Empty if nothing went
- * wrong, or for NULL. It belongs to the error object, and is there until the next call that this is handed to.
+ * What went wrong in the last call that `error` was handed to: what was done, to which path, and all the causes, in UTF-8 on one line: control characters, of a
+ * path for instance, stand there as "\n" or "\u{1b}". Empty if nothing went wrong, or for NULL. It belongs to the error object, and is there until the next call
+ * that this is handed to.
  */
 const char *iron_exec_error_text(const struct iron_exec_error *error);
 
@@ -1098,8 +1099,8 @@ iron_exec_result iron_exec_log_path(struct iron_exec_worker *worker,
                                     struct iron_exec_error *error);
 
 /**
- * Copies why a job's start failed (the step, the path, the cause, and what to do about it where that is known), as iron_exec_log_path does. Of a start that has
- * not failed it is "". For a start that iron_exec_start did not confirm: of the others it says so itself.
+ * Copies why a job's start failed (the step, the path, the cause, and what to do about it where that is known), as iron_exec_log_path does, on one line as
+ * iron_exec_error_text. Of a start that has not failed it is "". For a start that iron_exec_start did not confirm: of the others it says so itself.
  *
  * Errors: INVALID_ARGUMENT if a pointer is NULL, NOT_FOUND, BUFFER_TOO_SMALL.
  */

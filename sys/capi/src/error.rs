@@ -65,8 +65,9 @@ pub unsafe extern "C" fn iron_exec_error_free(error: *mut *mut Error) {
     unsafe { border::free(error) }
 }
 
-/// What went wrong in the last call that `error` was handed to: what was done, to which path, and all the causes, in UTF-8 on one line. Empty if nothing went
-/// wrong, or for NULL. It belongs to the error object, and is there until the next call that this is handed to.
+/// What went wrong in the last call that `error` was handed to: what was done, to which path, and all the causes, in UTF-8 on one line: control characters, of a
+/// path for instance, stand there as "\n" or "\u{1b}". Empty if nothing went wrong, or for NULL. It belongs to the error object, and is there until the next call
+/// that this is handed to.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iron_exec_error_text(error: *const Error) -> *const c_char {
     // SAFETY: the caller's promise: NULL, or a live handle that nobody else uses.
@@ -83,11 +84,24 @@ pub unsafe extern "C" fn iron_exec_error_errno(error: *const Error) -> i32 {
 impl Error {
     pub(crate) fn set(&mut self, fault: Option<Fault>) {
         *self = fault.map_or_else(Self::default, |fault| Self {
-            // A text that has a NUL byte in it would end there.
-            text: CString::new(fault.text.replace('\0', "\\0")).unwrap_or_default(),
+            // There is no NUL byte in it any more, at which it would end.
+            text: CString::new(one_line(&fault.text)).unwrap_or_default(),
             errno: fault.errno,
         });
     }
+}
+
+/// A text as it is handed out: control characters (a program may have any in its name) and the two other ends of a line that Unicode has are escaped.
+pub(crate) fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() || matches!(character, '\u{2028}' | '\u{2029}') {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+    line
 }
 
 /// What went wrong in a call.

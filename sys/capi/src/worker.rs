@@ -9,7 +9,7 @@ use iron_exec::Events;
 use crate::border;
 use crate::command::Command;
 use crate::config::Config;
-use crate::error::{Error, Fault, ResultCode};
+use crate::error::{Error, Fault, ResultCode, one_line};
 use crate::event::Event;
 use crate::id::JobId;
 use crate::status::Status;
@@ -214,8 +214,8 @@ pub unsafe extern "C" fn iron_exec_log_path(
     unsafe { Worker::call(worker, error, body) }
 }
 
-/// Copies why a job's start failed (the step, the path, the cause, and what to do about it where that is known), as iron_exec_log_path does. Of a start that has
-/// not failed it is "". For a start that iron_exec_start did not confirm: of the others it says so itself.
+/// Copies why a job's start failed (the step, the path, the cause, and what to do about it where that is known), as iron_exec_log_path does, on one line as
+/// iron_exec_error_text. Of a start that has not failed it is "". For a start that iron_exec_start did not confirm: of the others it says so itself.
 ///
 /// Errors: INVALID_ARGUMENT if a pointer is NULL, NOT_FOUND, BUFFER_TOO_SMALL.
 #[unsafe(no_mangle)]
@@ -233,7 +233,7 @@ pub unsafe extern "C" fn iron_exec_failure_text(
     let length = unsafe { border::place_with(length, 0, "the place for the length") };
     let body = |worker: &mut iron_exec::Worker| {
         let (buffer, length) = (buffer?, length?);
-        let text = worker.query(job.into())?.failure.map(|failure| failure.to_string()).unwrap_or_default();
+        let text = worker.query(job.into())?.failure.map(|failure| one_line(&failure.to_string())).unwrap_or_default();
         border::copy_text(text.as_bytes(), buffer, length)
     };
     // SAFETY: the caller's promise.

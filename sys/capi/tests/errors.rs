@@ -33,10 +33,24 @@ fn a_start_that_was_not_confirmed_fails_by_event_and_status() {
     let (status, events) = host.finish_with_events(job);
     assert_eq!((status.state, status.error_number, status.finished), (State::Failed as i32, ENOENT, true));
     assert!(events.iter().any(|event| event.kind == EventKind::StartFailed as i32 && event.error_number == ENOENT), "{events:?}");
-    let (mut buffer, mut length) = ([0_u8; 1024], 0);
-    let code = unsafe { iron_exec_failure_text(host.worker, job, buffer.as_mut_ptr().cast(), 1024, &raw mut length, host.error) };
-    let failure = std::str::from_utf8(&buffer[..length]).unwrap();
-    assert!(code == ResultCode::Ok && failure.contains("/nonexistent/program"), "{failure}");
+    let failure = host.failure_text(job);
+    assert!(failure.contains("/nonexistent/program"), "{failure}");
+}
+
+#[test]
+fn a_text_is_on_one_line_whatever_a_program_is_called() {
+    let program = c"/no\nsuch\x1b[2K/\xc2\x85\xe2\x80\xa8/\xc3\xa9\\";
+    let escaped = "/no\\nsuch\\u{1b}[2K/\\u{85}\\u{2028}/é\\";
+    let host = Host::new();
+    let (code, text) = host.start(unsafe { iron_exec_command_new(program.as_ptr()) }).unwrap_err();
+    assert!(code == ResultCode::StartFailed && text.contains(escaped), "{text}");
+    assert!(!text.contains(char::is_control), "{text}");
+
+    let host = Host::with(|config| assert_eq!(unsafe { iron_exec_config_confirm(config, 0) }, ResultCode::Ok));
+    let job = host.start(unsafe { iron_exec_command_new(program.as_ptr()) }).unwrap();
+    host.finish(job);
+    let failure = host.failure_text(job);
+    assert!(failure.contains(escaped) && !failure.contains(char::is_control), "{failure}");
 }
 
 #[test]

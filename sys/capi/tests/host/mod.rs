@@ -81,6 +81,16 @@ impl Host {
         (self.query(job), seen)
     }
 
+    /// Why the start of a job failed.
+    pub(crate) fn failure_text(&self, job: JobId) -> String {
+        let (mut buffer, mut length) = (vec![0_u8; 1024], 0);
+        let place = buffer.as_mut_ptr().cast();
+        let code = unsafe { iron_exec_failure_text(self.worker, job, place, buffer.len(), &raw mut length, self.error) };
+        assert_eq!(code, ResultCode::Ok, "{}", self.text());
+        buffer.truncate(length);
+        String::from_utf8(buffer).unwrap()
+    }
+
     pub(crate) fn open(&self, job: JobId, source: StreamSource, position: StreamPosition, value: u64) -> *mut Stream {
         let mut stream = null_mut();
         let code = unsafe { iron_exec_stream_open(self.worker, job, source as i32, position as i32, value, &raw mut stream, self.error) };
