@@ -19,7 +19,7 @@
  * iron_exec_error, if one was handed in. Where a handle, a descriptor or a number was to be written, NULL, -1 or 0 stands then; structures and buffers are left
  * as they were.
  *
- * Memory. Where there is none left the process is aborted: the functions ending in _new never return NULL for that.
+ * Memory. Where there is none left the process is aborted: the functions ending in _new never return NULL for that, only through a bug in the library.
  *
  * Structures grow with the version: compile against the header of the library that is linked.
  */
@@ -88,11 +88,13 @@ enum iron_exec_result
    */
   IRON_EXEC_RESULT_NOT_LOGGED = -6,
   /**
-   * The job was not started: a step of it failed. The error object names the step, the path and the error number.
+   * The job was not started: a step of it failed. The error object names the step and the path, and has the error number, or 0 where it was
+   * not the kernel that refused.
    */
   IRON_EXEC_RESULT_START_FAILED = -7,
   /**
-   * The system has refused something. The error object has the error number.
+   * The system has refused something, or is not as something needs it. The error object has the error number, or 0 where it was not the kernel that refused:
+   * of a cgroup base that is not on a cgroup2 mount, for instance.
    */
   IRON_EXEC_RESULT_SYSTEM = -8,
   /**
@@ -767,7 +769,7 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * Makes an error object.
+ * Makes an error object. NULL comes back through a bug in the library alone.
  */
 struct iron_exec_error *iron_exec_error_new(void);
 
@@ -784,7 +786,7 @@ void iron_exec_error_free(struct iron_exec_error **error);
 const char *iron_exec_error_text(const struct iron_exec_error *error);
 
 /**
- * The system's error number (errno(3)) of what went wrong; 0 if nothing did, if it was not the system that refused, or for NULL.
+ * The system's error number (errno(3)) of what went wrong; 0 if nothing did, if it was not the kernel that refused, or for NULL.
  */
 int32_t iron_exec_error_errno(const struct iron_exec_error *error);
 
@@ -797,7 +799,7 @@ int32_t iron_exec_error_errno(const struct iron_exec_error *error);
 iron_exec_result iron_exec_job_id_text(struct iron_exec_job_id job, char *buffer, size_t size, struct iron_exec_error *error);
 
 /**
- * Makes a configuration in which everything is at its default.
+ * Makes a configuration in which everything is at its default. NULL comes back through a bug in the library alone.
  */
 struct iron_exec_config *iron_exec_config_new(void);
 
@@ -884,7 +886,8 @@ iron_exec_result iron_exec_config_jobs_max(struct iron_exec_config *config, size
 iron_exec_result iron_exec_config_finished_jobs_max(struct iron_exec_config *config, size_t jobs);
 
 /**
- * Makes a command that runs `program`; a name without a slash is looked up in the PATH that the job will have.
+ * Makes a command that runs `program`; a name without a slash is looked up in the PATH that the job will have. A `program` that is NULL is told of by
+ * iron_exec_start: NULL comes back through a bug in the library alone.
  */
 struct iron_exec_command *iron_exec_command_new(const char *program);
 

@@ -52,7 +52,8 @@ pub enum Capture {
     Discard = 5,
 }
 
-/// Makes a command that runs `program`; a name without a slash is looked up in the PATH that the job will have.
+/// Makes a command that runs `program`; a name without a slash is looked up in the PATH that the job will have. A `program` that is NULL is told of by
+/// iron_exec_start: NULL comes back through a bug in the library alone.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iron_exec_command_new(program: *const c_char) -> *mut Command {
     // SAFETY: the caller's promise.

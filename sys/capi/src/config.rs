@@ -56,7 +56,7 @@ pub enum Rung {
     Fork = 3,
 }
 
-/// Makes a configuration in which everything is at its default.
+/// Makes a configuration in which everything is at its default. NULL comes back through a bug in the library alone.
 #[unsafe(no_mangle)]
 pub extern "C" fn iron_exec_config_new() -> *mut Config {
     border::make(Config::default)

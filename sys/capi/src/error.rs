@@ -34,9 +34,11 @@ pub enum ResultCode {
     TooManyJobs = -5,
     /// The output of the job cannot be read in this way: it is not logged, or not told apart by stream.
     NotLogged = -6,
-    /// The job was not started: a step of it failed. The error object names the step, the path and the error number.
+    /// The job was not started: a step of it failed. The error object names the step and the path, and has the error number, or 0 where it was
+    /// not the kernel that refused.
     StartFailed = -7,
-    /// The system has refused something. The error object has the error number.
+    /// The system has refused something, or is not as something needs it. The error object has the error number, or 0 where it was not the kernel that refused:
+    /// of a cgroup base that is not on a cgroup2 mount, for instance.
     System = -8,
     /// A bug in the library. A worker that it happened in can only be freed.
     Bug = -9,
@@ -52,7 +54,7 @@ pub struct Error {
     errno: i32,
 }
 
-/// Makes an error object.
+/// Makes an error object. NULL comes back through a bug in the library alone.
 #[unsafe(no_mangle)]
 pub extern "C" fn iron_exec_error_new() -> *mut Error {
     border::make(Error::default)
@@ -74,7 +76,7 @@ pub unsafe extern "C" fn iron_exec_error_text(error: *const Error) -> *const c_c
     unsafe { error.as_ref() }.map_or(c"".as_ptr(), |error| error.text.as_ptr())
 }
 
-/// The system's error number (errno(3)) of what went wrong; 0 if nothing did, if it was not the system that refused, or for NULL.
+/// The system's error number (errno(3)) of what went wrong; 0 if nothing did, if it was not the kernel that refused, or for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn iron_exec_error_errno(error: *const Error) -> i32 {
     // SAFETY: the caller's promise: NULL, or a live handle that nobody else uses.

@@ -4,6 +4,7 @@
 
 mod host;
 
+use std::ffi::CString;
 use std::ptr::null_mut;
 
 use host::{Host, shell, text};
@@ -61,6 +62,23 @@ fn a_worker_that_cannot_be_built_says_why() {
     assert_eq!((code, worker.is_null(), unsafe { iron_exec_error_errno(error) }), (ResultCode::System, true, ENOENT));
     let said = text(error);
     assert!(said.contains("the log directory /nonexistent/logs cannot be used: No such file"), "{said}");
+    unsafe {
+        iron_exec_config_free(&raw mut config);
+        iron_exec_error_free(&raw mut error);
+    }
+}
+
+#[test]
+fn what_the_kernel_did_not_refuse_has_no_number() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = CString::new(directory.path().to_str().unwrap()).unwrap();
+    let (mut config, mut error, mut worker) = (iron_exec_config_new(), iron_exec_error_new(), std::ptr::dangling_mut());
+    let code = unsafe { iron_exec_config_cgroup_base(config, CgroupBase::Path as i32, path.as_ptr()) };
+    assert_eq!(code, ResultCode::Ok);
+    let code = unsafe { iron_exec_worker_new(config, &raw mut worker, error) };
+    assert_eq!((code, worker.is_null(), unsafe { iron_exec_error_errno(error) }), (ResultCode::System, true, 0));
+    let said = text(error);
+    assert!(said.contains("the cgroup base") && said.contains("cgroup2"), "{said}");
     unsafe {
         iron_exec_config_free(&raw mut config);
         iron_exec_error_free(&raw mut error);
