@@ -13,6 +13,7 @@ import sys
 import tempfile
 from ctypes import POINTER, byref, c_bool, c_char_p, c_int32, c_size_t, c_uint8, c_uint64, c_void_p
 
+VERSION = "0.1.0"  # IRON_EXEC_VERSION of the header that all of this was taken from
 OK, RESULT_START_FAILED = 0, -7
 EVENT_START_FAILED, EVENT_FINISHED, EVENT_LEFT = 2, 15, 16
 CGROUP_BASE_OFF = 1
@@ -71,7 +72,7 @@ class IronExecError(Exception):
 
 
 class Library:
-    """The functions of the shared library; one that fails raises an IronExecError."""
+    """The functions of the shared library, which must be the one that they are declared for here; one that fails raises an IronExecError."""
 
     def __init__(self, path):
         self._dll = ctypes.CDLL(path)
@@ -79,6 +80,9 @@ class Library:
             function = getattr(self._dll, f"iron_exec_{name}")
             function.argtypes, function.restype = arguments, c_int32
         for name, arguments, result in [
+            ("version", [], c_char_p),
+            ("event_size", [], c_size_t),
+            ("status_size", [], c_size_t),
             ("error_new", [], c_void_p),
             ("error_text", [c_void_p], c_char_p),
             ("error_errno", [c_void_p], c_int32),
@@ -89,6 +93,10 @@ class Library:
         ]:
             function = getattr(self._dll, f"iron_exec_{name}")
             function.argtypes, function.restype = arguments, result
+        found = self.plain("version").decode(), self.plain("event_size"), self.plain("status_size")
+        expected = VERSION, ctypes.sizeof(Event), ctypes.sizeof(Status)
+        if found != expected:
+            raise ImportError(f"{path} is of another version: it has {found}, not {expected}")
         self._error = c_void_p(self.plain("error_new"))
 
     def plain(self, name, *arguments):

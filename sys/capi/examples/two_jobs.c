@@ -89,6 +89,9 @@ int main(int argc, char **argv)
 
     if (argc < 2 || argc > 4)
         FAIL("usage: two_jobs DIRECTORY [RUNG [CGROUP]]");
+    /* Whether the library that was found is the one of the header. */
+    EXPECT(strcmp(iron_exec_version(), IRON_EXEC_VERSION) == 0);
+    EXPECT(iron_exec_event_size() == sizeof(iron_exec_event) && iron_exec_status_size() == sizeof(iron_exec_status));
     error = iron_exec_error_new();
     config = iron_exec_config_new();
     iron_exec_config_log_dir(config, argv[1]);

@@ -21,7 +21,9 @@
  *
  * Memory. Where there is none left the process is aborted: the functions ending in _new never return NULL for that, only through a bug in the library.
  *
- * Structures grow with the version: compile against the header of the library that is linked.
+ * Structures grow with the version: compile against the header of the library that is linked. Whoever loads the library dynamically (dlopen(3), ctypes, and the
+ * like) compares, before anything else: iron_exec_version() with IRON_EXEC_VERSION, and iron_exec_event_size() and iron_exec_status_size() with the sizes of
+ * the structures as they were compiled.
  */
 
 
@@ -31,6 +33,12 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+/**
+ * The version that this header belongs to: what iron_exec_version() of its library says.
+ */
+#define IRON_EXEC_VERSION "0.1.0"
+
 
 /**
  * The number of bytes of an id as text, its NUL byte included.
@@ -1000,7 +1008,17 @@ iron_exec_result iron_exec_command_gid(struct iron_exec_command *command, uint32
 iron_exec_result iron_exec_command_confirm(struct iron_exec_command *command, int32_t confirm);
 
 /**
- * The version of the library, for instance "0.1.0". A constant.
+ * The bytes of an iron_exec_status in the library: to be compared with sizeof(iron_exec_status) where the library is loaded dynamically.
+ */
+size_t iron_exec_status_size(void);
+
+/**
+ * The bytes of an iron_exec_event in the library: to be compared with sizeof(iron_exec_event) where the library is loaded dynamically.
+ */
+size_t iron_exec_event_size(void);
+
+/**
+ * The version of the library, for instance "0.1.0". A constant. Not that of this header, IRON_EXEC_VERSION, if another library was loaded.
  */
 const char *iron_exec_version(void);
 

@@ -64,6 +64,12 @@ pub struct Event {
     pub dropped_bytes: u64,
 }
 
+/// The bytes of an iron_exec_event in the library: to be compared with sizeof(iron_exec_event) where the library is loaded dynamically.
+#[unsafe(no_mangle)]
+pub extern "C" fn iron_exec_event_size() -> usize {
+    size_of::<Event>()
+}
+
 /// The exit code and the signal of an end, each as the header has them.
 pub(crate) fn exit_numbers(exit: Exit) -> (i32, i32) {
     match exit {

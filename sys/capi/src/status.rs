@@ -102,6 +102,12 @@ pub struct Status {
     pub max_rss_bytes: u64,
 }
 
+/// The bytes of an iron_exec_status in the library: to be compared with sizeof(iron_exec_status) where the library is loaded dynamically.
+#[unsafe(no_mangle)]
+pub extern "C" fn iron_exec_status_size() -> usize {
+    size_of::<Status>()
+}
+
 impl From<&iron_exec::Status> for Status {
     fn from(status: &iron_exec::Status) -> Self {
         let usage = status.usage.unwrap_or_default();

@@ -40,7 +40,7 @@ pub enum ShutdownMode {
     Leave = 2,
 }
 
-/// The version of the library, for instance "0.1.0". A constant.
+/// The version of the library, for instance "0.1.0". A constant. Not that of this header, IRON_EXEC_VERSION, if another library was loaded.
 #[unsafe(no_mangle)]
 pub extern "C" fn iron_exec_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()

@@ -1,6 +1,9 @@
 //! The header in `include/` says what the library does: it is what cbindgen makes of the sources today.
 
+use std::ffi::CStr;
 use std::path::Path;
+
+use iron_exec_capi::iron_exec_version;
 
 /// The order in which the header tells of things.
 const SOURCES: [&str; 8] = ["error", "id", "config", "command", "status", "event", "worker", "stream"];
@@ -38,9 +41,20 @@ fn every_function_is_in_the_header() {
     assert!(functions > 50, "only {functions} functions were found");
 }
 
+/// What a caller who loads the library compares; the example in C sees to the sizes.
+#[test]
+fn the_library_says_the_version_of_its_header() {
+    // SAFETY: a constant, with a NUL byte at its end.
+    let version = unsafe { CStr::from_ptr(iron_exec_version()) }.to_str().unwrap();
+    assert!(make_header().contains(&format!("\n#define IRON_EXEC_VERSION \"{version}\"\n")), "{version}");
+}
+
 fn make_header() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut builder = cbindgen::Builder::new().with_config(cbindgen::Config::from_file(root.join("cbindgen.toml")).unwrap());
+    let mut config = cbindgen::Config::from_file(root.join("cbindgen.toml")).unwrap();
+    // cbindgen has no constants that are strings.
+    config.after_includes = config.after_includes.map(|text| text.replace("{version}", env!("CARGO_PKG_VERSION")));
+    let mut builder = cbindgen::Builder::new().with_config(config);
     for name in SOURCES {
         builder = builder.with_src(root.join("src").join(name).with_extension("rs"));
     }
