@@ -7,14 +7,14 @@ mod host;
 use std::ffi::CString;
 use std::ptr::null_mut;
 
-use host::{Host, shell, text};
+use host::{DEADLINE, Host, shell, text};
 use iron_exec_capi::*;
 
 const ENOENT: i32 = 2;
 
 #[test]
 fn a_start_that_failed_names_step_path_and_errno() {
-    let host = Host::new();
+    let host = patient_host();
     let command = unsafe { iron_exec_command_new(c"/nonexistent/program".as_ptr()) };
     let (code, text) = host.start(command).unwrap_err();
     assert_eq!(code, ResultCode::StartFailed);
@@ -42,7 +42,7 @@ fn a_start_that_was_not_confirmed_fails_by_event_and_status() {
 fn a_text_is_on_one_line_whatever_a_program_is_called() {
     let program = c"/no\nsuch\x1b[2K/\xc2\x85\xe2\x80\xa8/\xc3\xa9\\";
     let escaped = "/no\\nsuch\\u{1b}[2K/\\u{85}\\u{2028}/é\\";
-    let host = Host::new();
+    let host = patient_host();
     let (code, text) = host.start(unsafe { iron_exec_command_new(program.as_ptr()) }).unwrap_err();
     assert!(code == ResultCode::StartFailed && text.contains(escaped), "{text}");
     assert!(!text.contains(char::is_control), "{text}");
@@ -127,4 +127,10 @@ fn output_that_is_not_logged_cannot_be_streamed() {
     };
     assert_eq!(answers, [ResultCode::NotLogged; 2]);
     host.finish(job);
+}
+
+/// A host that waits for the end of a start that fails, however slow the machine, or what the test runs under, may be.
+fn patient_host() -> Host {
+    let timeout_ms = u64::try_from(DEADLINE.as_millis()).unwrap();
+    Host::with(|config| assert_eq!(unsafe { iron_exec_config_confirm_timeout(config, timeout_ms) }, ResultCode::Ok))
 }
