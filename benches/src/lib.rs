@@ -1,6 +1,8 @@
 //! Benchmarks of iron-exec.
 //!
 //! - `coalesce`: what it saves to let the output of a job that writes in small pieces gather in its pipe for a moment.
+//! - `counted`: what does not depend on the machine, checked against bounds: system calls and allocations of the host for a job, a line and a turn of
+//!   nothing, and instructions for a line.
 //! - `framing`: how fast output is cut into lines, and records are written and read.
 //! - `latency`: how long it takes from the end of a process until the code that waits for it knows, in every way that a worker can be embedded.
 //! - `spawn`: what it costs to start a tiny program and to reap it, and how long the caller is held up meanwhile, beside posix_spawn, std and

@@ -1,0 +1,171 @@
+//! System calls of the host for a job.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use iron_exec::Rung;
+use nix::libc::P_PID;
+use nix::sys::ptrace;
+use nix::sys::signal::{SigSet, Signal, raise};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use syscalls::Sysno;
+
+use crate::bounds::{CALLS, CALLS_SLACK, Calls};
+use crate::load::{self, SCENARIOS, Scenario};
+use crate::{Pace, Report, Result};
+
+/// Calls by name.
+type Counts = BTreeMap<&'static str, usize>;
+
+/// What a host says with its exit code if it cannot be counted, and why.
+const REFUSED: [(i32, &str, &str); 3] = [
+    (71, "calls", "ptrace is refused"),
+    (72, "cgroup", "no cgroup2 that this user can write"),
+    (73, "calls", "the rung detached cannot be had"),
+];
+
+pub(crate) fn count(pace: Pace, directory: &Path, report: &mut Report) -> Result<()> {
+    let mut columns = Vec::new();
+    for scenario in &SCENARIOS {
+        let counts = count_in(scenario, pace.jobs, directory)?;
+        if let Err((what, why)) = &counts {
+            report.miss(what, &format!("system calls, {}: {why}", scenario.name));
+        }
+        columns.push(counts.ok());
+    }
+    print(&columns);
+    check(&columns, report);
+    Ok(())
+}
+
+/// Calls for a job, by name.
+type Column = Option<BTreeMap<&'static str, f64>>;
+
+fn print(columns: &[Column]) {
+    print!("{:<22}", "system calls for a job");
+    SCENARIOS.iter().for_each(|scenario| print!("{:>11}", scenario.name));
+    println!("  why");
+    let figure = |count: Option<f64>| count.filter(|count| *count >= 0.005).map_or("-".to_owned(), |count| format!("{count:.2}"));
+    let unknown = columns.iter().flatten().flat_map(BTreeMap::keys).filter(|name| !CALLS.iter().any(|calls| calls.name == **name));
+    let unknown: std::collections::BTreeSet<&str> = unknown.copied().collect();
+    for (name, why) in CALLS.iter().map(|calls| (calls.name, calls.why)).chain(unknown.iter().map(|name| (*name, "NOT IN THE BOUNDS"))) {
+        print!("{name:<22}");
+        for column in columns {
+            print!("{:>11}", figure(column.as_ref().and_then(|column| column.get(name).copied())));
+        }
+        println!("  {why}");
+    }
+    print!("{:<22}", "all");
+    columns.iter().for_each(|column| print!("{:>11}", figure(column.as_ref().map(|column| column.values().sum()))));
+    println!("\n");
+}
+
+fn check(columns: &[Column], report: &mut Report) {
+    for (index, (scenario, column)) in SCENARIOS.iter().zip(columns).enumerate() {
+        for (name, count) in column.iter().flatten() {
+            let bound = CALLS.iter().find(|calls: &&Calls| calls.name == *name).map_or(0.0, |calls| calls.at_most[index]);
+            if *count > bound + CALLS_SLACK {
+                report.fail(format!("system calls, {}: {name}: {count:.2} for a job, at most {bound} are allowed", scenario.name));
+            }
+        }
+    }
+}
+
+/// Calls for a job: between N and 2 N jobs. Or what cannot be counted, and why.
+fn count_in(scenario: &Scenario, jobs: usize, directory: &Path) -> Result<std::result::Result<BTreeMap<&'static str, f64>, (String, String)>> {
+    let host = Command::new(std::env::current_exe()?)
+        .args(["traced", scenario.name, &jobs.to_string()])
+        .arg(directory)
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .spawn()?;
+    let (windows, code) = trace(Pid::from_raw(host.id().cast_signed()))?;
+    if let Some((_, what, why)) = REFUSED.iter().find(|refused| refused.0 == code) {
+        return Ok(Err(((*what).to_owned(), (*why).to_owned())));
+    }
+    let (0, [once, twice]) = (code, &windows[..]) else {
+        return Err(format!("{}: the traced host failed: exit code {code}", scenario.name).into());
+    };
+    let names: std::collections::BTreeSet<&'static str> = once.keys().chain(twice.keys()).copied().collect();
+    let of = |counts: &Counts, name| counts.get(name).copied().unwrap_or(0) as f64;
+    let difference = names.into_iter().map(|name| (name, (of(twice, name) - of(once, name)) / jobs as f64));
+    Ok(Ok(difference.filter(|(_, count)| count.abs() > 0.001).collect()))
+}
+
+/// Counts the calls of a child that has asked to be traced: those from each SIGSTOP that it raises to the next, and its exit code.
+///
+/// Its own children are not traced: that takes an option that is not set here, and the kernel clears what makes a thread stop at its calls in every new one.
+fn trace(host: Pid) -> Result<(Vec<Counts>, i32)> {
+    let (mut windows, mut counts, mut is_entry) = (Vec::new(), None::<Counts>, true);
+    loop {
+        match waitpid(host, Some(WaitPidFlag::__WALL))? {
+            WaitStatus::Stopped(_, Signal::SIGSTOP) => {
+                match counts.replace(Counts::new()) {
+                    Some(ended) => windows.push(ended),
+                    None => ptrace::setoptions(host, ptrace::Options::PTRACE_O_TRACESYSGOOD | ptrace::Options::PTRACE_O_EXITKILL)?,
+                }
+                is_entry = true;
+                ptrace::syscall(host, None)?;
+            }
+            WaitStatus::PtraceSyscall(_) => {
+                // Each call stops at its entry and at its exit.
+                if std::mem::replace(&mut is_entry, false) {
+                    if let (Some(counts), Some(name)) = (&mut counts, call(host)?) {
+                        *counts.entry(name).or_default() += 1;
+                    }
+                } else {
+                    is_entry = true;
+                }
+                ptrace::syscall(host, None)?;
+            }
+            WaitStatus::Stopped(_, signal) => ptrace::syscall(host, signal)?,
+            WaitStatus::Exited(_, code) => return Ok((windows, code)),
+            WaitStatus::Signaled(_, signal, _) => return Err(format!("the traced host was killed by {signal}").into()),
+            other => return Err(format!("the traced host: {other:?}").into()),
+        }
+    }
+}
+
+/// The call that a thread is about to make, but for what the bench does for itself.
+fn call(thread: Pid) -> Result<Option<&'static str>> {
+    let registers = ptrace::getregset::<ptrace::regset::NT_PRSTATUS>(thread)?;
+    #[cfg(target_arch = "x86_64")]
+    let (number, first) = (registers.orig_rax, registers.rdi);
+    #[cfg(target_arch = "aarch64")]
+    let (number, first) = (registers.regs[8], registers.regs[0]);
+    let name = usize::try_from(number).ok().and_then(Sysno::new).map_or("unknown", |call| call.name());
+    // The library waits for a pidfd, the bench for a pid.
+    Ok((name != "waitid" || first != u64::from(P_PID)).then_some(name))
+}
+
+/// The host that is traced: N jobs between the first two stops, 2 N between the next.
+pub(crate) fn traced(scenario: &str, jobs: &str, log_dir: &Path) -> Result<()> {
+    let scenario = SCENARIOS.iter().find(|known| known.name == scenario).ok_or("no such scenario")?;
+    let jobs: usize = jobs.parse()?;
+    let refuse = |code: i32| -> Result<()> { std::process::exit(code) };
+    // A job's end is not to interrupt a call, which would be made again.
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGCHLD);
+    signals.thread_block()?;
+    let mut worker = load::worker(log_dir, scenario.has_cgroup)?;
+    if scenario.has_cgroup && worker.capabilities().cgroup.is_none() {
+        return refuse(72);
+    }
+    if worker.capabilities().rung != Rung::Detached {
+        return refuse(73);
+    }
+    let mut run = |jobs| scenario.run(&mut worker, jobs, |worker, events| Ok(worker.turn(events, None)?));
+    // What grows once has grown.
+    run(2 * jobs)?;
+    if ptrace::traceme().is_err() {
+        return refuse(71);
+    }
+    raise(Signal::SIGSTOP)?;
+    run(jobs)?;
+    raise(Signal::SIGSTOP)?;
+    run(2 * jobs)?;
+    raise(Signal::SIGSTOP)?;
+    Ok(())
+}
