@@ -1,3 +1,132 @@
+//! Allocations of the host.
+
+use std::fs;
+use std::io::Write;
 use std::path::Path;
+use std::time::Duration;
+
+use allocation_counter::measure;
+use iron_exec::{Capture, Command, Event, Events, Worker};
+
+use crate::bounds::{ALLOCATIONS, ALLOCATIONS_SLACK};
+use crate::load::{self, SCENARIOS, Scenario, uncounted};
 use crate::{Pace, Report, Result};
-pub(crate) fn count(_pace: Pace, _directory: &Path, _report: &mut Report) -> Result<()> { Ok(()) }
+
+const IDLE_JOBS: usize = 100;
+const LINE_BYTES: usize = 80;
+
+pub(crate) fn count(pace: Pace, directory: &Path, report: &mut Report) -> Result<()> {
+    let mut figures = Vec::new();
+    for scenario in &SCENARIOS[..3] {
+        if let Some((job, event)) = of_jobs(scenario, pace.jobs, directory)? {
+            figures.push((format!("a job, {}", scenario.name), job));
+            figures.push((format!("an event, {}", scenario.name), event));
+        } else {
+            report.miss("cgroup", "allocations: no cgroup2 that this user can write");
+        }
+    }
+    figures.push(("100 lines of one job".to_owned(), 100.0 * of_lines(pace.lines, directory)?));
+    let (idle, ready) = of_turns(pace.turns, directory)?;
+    figures.push(("an idle turn".to_owned(), idle));
+    figures.push(("a turn, one job ready".to_owned(), ready));
+
+    println!("{:<22}{:>11}{:>11}", "allocations for", "", "at most");
+    for bound in &ALLOCATIONS {
+        let Some((_, figure)) = figures.iter().find(|(name, _)| name == bound.name) else { continue };
+        println!("{:<22}{figure:>11.2}{:>11.2}  {}", bound.name, bound.at_most, bound.why);
+        if *figure > bound.at_most + ALLOCATIONS_SLACK {
+            report.fail(format!("allocations for {}: {figure:.2}, at most {} are allowed", bound.name, bound.at_most));
+        }
+    }
+    println!();
+    Ok(())
+}
+
+/// Allocations that `body` makes.
+fn allocations(body: impl FnOnce() -> Result<()>) -> Result<u64> {
+    let mut done = Ok(());
+    let counted = measure(|| done = body());
+    done.map(|()| counted.count_total)
+}
+
+/// For a job, from its start until it is forgotten, and for each of its events in the turns that end it; `None` without cgroups if it needs one.
+fn of_jobs(scenario: &Scenario, jobs: usize, log_dir: &Path) -> Result<Option<(f64, f64)>> {
+    let mut worker = load::worker(log_dir, scenario.has_cgroup)?;
+    if scenario.has_cgroup && worker.capabilities().cgroup.is_none() {
+        return Ok(None);
+    }
+    // What grows once has grown.
+    scenario.run(&mut worker, 2 * jobs, |worker, events| Ok(worker.turn(events, None)?))?;
+    let (mut in_turns, mut events_told) = (0, 0);
+    let mut run = |jobs| {
+        let turn = |worker: &mut Worker, events: &mut Events| {
+            in_turns += allocations(|| Ok(worker.turn(events, None)?))?;
+            events_told += events.iter().count();
+            Ok(())
+        };
+        allocations(|| scenario.run(&mut worker, jobs, turn))
+    };
+    let (once, twice) = (run(jobs)?, run(2 * jobs)?);
+    Ok(Some(((twice as f64 - once as f64) / jobs as f64, in_turns as f64 / events_told as f64)))
+}
+
+/// For a line of a job that writes many: the difference between so many and twice as many.
+fn of_lines(lines: usize, directory: &Path) -> Result<f64> {
+    let run = |lines: usize| {
+        let input = directory.join(format!("{lines}.lines"));
+        fs::write(&input, format!("{}\n", "x".repeat(LINE_BYTES)).repeat(lines))?;
+        let mut worker = load::worker(directory, false)?;
+        let mut events = Events::new();
+        let mut done = false;
+        let job = worker.start(Command::new("/bin/cat").arg(&input))?;
+        let counted = allocations(|| {
+            while !done {
+                worker.turn(&mut events, None)?;
+                done = events.iter().any(|event| matches!(event, Event::Finished { .. } | Event::StartFailed { .. }));
+            }
+            Ok(())
+        })?;
+        let status = worker.query(job)?;
+        worker.delete_log(job)?;
+        fs::remove_file(&input)?;
+        if status.output.lines == lines as u64 { Ok(counted as f64) } else { Err(format!("lines are missing: {status:?}")) }
+            .map_err(crate::Error::from)
+    };
+    Ok((run(2 * lines)? - run(lines)?) / lines as f64)
+}
+
+/// For a turn of nothing, and for one with a line of one job, both with many idle jobs.
+fn of_turns(turns: usize, log_dir: &Path) -> Result<(f64, f64)> {
+    let mut worker = load::worker(log_dir, false)?;
+    let mut events = Events::new();
+    for _ in 0..IDLE_JOBS {
+        worker.start(Command::new("/bin/sleep").arg("1000").capture(Capture::Split))?;
+    }
+    let talker = worker.start(Command::new("/bin/cat").stdin_piped())?;
+    let mut stdin = worker.take_stdin(talker)?.ok_or("the job has no stdin")?;
+    let mut line = |worker: &mut Worker, events: &mut Events| -> Result<usize> {
+        let lines = uncounted(|| -> Result<u64> {
+            stdin.write_all(&[b'x'; LINE_BYTES])?;
+            stdin.write_all(b"\n")?;
+            Ok(worker.query(talker)?.output.lines)
+        })?;
+        let mut turns = 0;
+        while uncounted(|| worker.query(talker))?.output.lines == lines {
+            worker.turn(events, Some(Duration::from_secs(10)))?;
+            turns += 1;
+        }
+        Ok(turns)
+    };
+    for _ in 0..turns / 20 {
+        line(&mut worker, &mut events)?;
+    }
+    let mut ready_turns = 0;
+    let ready = allocations(|| {
+        for _ in 0..turns / 10 {
+            ready_turns += line(&mut worker, &mut events)?;
+        }
+        Ok(())
+    })?;
+    let idle = allocations(|| (0..turns).try_for_each(|_| Ok(worker.turn(&mut events, Some(Duration::ZERO))?)))?;
+    Ok((idle as f64 / turns as f64, ready as f64 / ready_turns as f64))
+}

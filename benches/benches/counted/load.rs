@@ -39,15 +39,15 @@ impl Scenario {
 
     /// Runs so many jobs from their start until they are forgotten; `turn` makes a turn of the worker.
     pub(crate) fn run(&self, worker: &mut Worker, jobs: usize, mut turn: impl FnMut(&mut Worker, &mut Events) -> Result<()>) -> Result<()> {
-        let mut events = allocation_counter_free(Events::new);
-        let mut running: Vec<JobId> = allocation_counter_free(|| Vec::with_capacity(self.at_a_time));
+        let mut events = uncounted(Events::new);
+        let mut running: Vec<JobId> = uncounted(|| Vec::with_capacity(self.at_a_time));
         for _ in 0..jobs / self.at_a_time {
             for _ in 0..self.at_a_time {
-                let command = allocation_counter_free(|| self.command());
+                let command = uncounted(|| self.command());
                 running.push(worker.start(command)?);
             }
             for job in &running {
-                let pid = allocation_counter_free(|| worker.query(*job))?.pid;
+                let pid = uncounted(|| worker.query(*job))?.pid;
                 wait_for_end(pid)?;
             }
             let mut finished = 0;
@@ -74,7 +74,7 @@ impl Scenario {
 }
 
 /// What the bench needs for itself is not counted.
-fn allocation_counter_free<T>(make: impl FnOnce() -> T) -> T {
+pub(crate) fn uncounted<T>(make: impl FnOnce() -> T) -> T {
     let mut made = None;
     allocation_counter::opt_out(|| made = Some(make()));
     made.expect("the closure was called")

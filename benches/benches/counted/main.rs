@@ -30,7 +30,8 @@ mod calls;
 mod instructions;
 mod load;
 
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+type Error = Box<dyn std::error::Error>;
+type Result<T> = std::result::Result<T, Error>;
 
 /// How much is done.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +51,7 @@ fn main() -> ExitCode {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match args[..] {
         ["traced", scenario, jobs, log_dir] => calls::traced(scenario, jobs, Path::new(log_dir)).map(|()| true),
-        ["frame", lines] => instructions::frame(lines).map(|()| true),
+        ["frame", lines, _] => instructions::frame(lines).map(|()| true),
         ["loop", lines, log_dir] => instructions::run_loop(lines, Path::new(log_dir)).map(|()| true),
         _ => bench(&args),
     };
