@@ -10,7 +10,7 @@ use iron_exec::{Capture, Command, Event, Events, Worker};
 
 use crate::bounds::{ALLOCATIONS, ALLOCATIONS_SLACK};
 use crate::load::{self, SCENARIOS, Scenario, uncounted};
-use crate::{Pace, Report, Result};
+use crate::{Pace, Report, Result, float};
 
 const IDLE_JOBS: usize = 100;
 const LINE_BYTES: usize = 80;
@@ -25,6 +25,7 @@ pub(crate) fn count(pace: Pace, directory: &Path, report: &mut Report) -> Result
             report.miss("cgroup", "allocations: no cgroup2 that this user can write");
         }
     }
+    figures.push(("a status, logged".to_owned(), of_status(directory)?));
     figures.push(("100 lines of one job".to_owned(), 100.0 * of_lines(pace.lines, directory)?));
     let (idle, ready) = of_turns(pace.turns, directory)?;
     figures.push(("an idle turn".to_owned(), idle));
@@ -43,10 +44,11 @@ pub(crate) fn count(pace: Pace, directory: &Path, report: &mut Report) -> Result
 }
 
 /// Allocations that `body` makes.
-fn allocations(body: impl FnOnce() -> Result<()>) -> Result<u64> {
+fn allocations(body: impl FnOnce() -> Result<()>) -> Result<usize> {
     let mut done = Ok(());
     let counted = measure(|| done = body());
-    done.map(|()| counted.count_total)
+    done?;
+    Ok(usize::try_from(counted.count_total)?)
 }
 
 /// For a job, from its start until it is forgotten, and for each of its events in the turns that end it; `None` without cgroups if it needs one.
@@ -67,7 +69,16 @@ fn of_jobs(scenario: &Scenario, jobs: usize, log_dir: &Path) -> Result<Option<(f
         allocations(|| scenario.run(&mut worker, jobs, turn))
     };
     let (once, twice) = (run(jobs)?, run(2 * jobs)?);
-    Ok(Some(((twice as f64 - once as f64) / jobs as f64, in_turns as f64 / events_told as f64)))
+    Ok(Some(((float(twice) - float(once)) / float(jobs), float(in_turns) / float(events_told))))
+}
+
+/// For what is known of a job that is logged.
+fn of_status(log_dir: &Path) -> Result<f64> {
+    let mut worker = load::worker(log_dir, false)?;
+    let job = worker.start(Command::new("/bin/true"))?;
+    worker.wait(job)?;
+    let counted = allocations(|| Ok(drop(worker.query(job)?)))?;
+    Ok(float(counted))
 }
 
 /// For a line of a job that writes many: the difference between so many and twice as many.
@@ -89,10 +100,10 @@ fn of_lines(lines: usize, directory: &Path) -> Result<f64> {
         let status = worker.query(job)?;
         worker.delete_log(job)?;
         fs::remove_file(&input)?;
-        if status.output.lines == lines as u64 { Ok(counted as f64) } else { Err(format!("lines are missing: {status:?}")) }
+        if status.output.lines == lines as u64 { Ok(float(counted)) } else { Err(format!("lines are missing: {status:?}")) }
             .map_err(crate::Error::from)
     };
-    Ok((run(2 * lines)? - run(lines)?) / lines as f64)
+    Ok((run(2 * lines)? - run(lines)?) / float(lines))
 }
 
 /// For a turn of nothing, and for one with a line of one job, both with many idle jobs.
@@ -128,5 +139,5 @@ fn of_turns(turns: usize, log_dir: &Path) -> Result<(f64, f64)> {
         Ok(())
     })?;
     let idle = allocations(|| (0..turns).try_for_each(|_| Ok(worker.turn(&mut events, Some(Duration::ZERO))?)))?;
-    Ok((idle as f64 / turns as f64, ready as f64 / ready_turns as f64))
+    Ok((float(idle) / float(turns), float(ready) / float(ready_turns)))
 }

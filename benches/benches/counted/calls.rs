@@ -1,6 +1,6 @@
 //! System calls of the host for a job.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 
@@ -14,7 +14,7 @@ use syscalls::Sysno;
 
 use crate::bounds::{CALLS, CALLS_SLACK, Calls, READS_ABOVE_CONTROLLED};
 use crate::load::{self, SCENARIOS, Scenario};
-use crate::{Pace, Report, Result};
+use crate::{Pace, Report, Result, float};
 
 /// Calls by name.
 type Counts = BTreeMap<&'static str, usize>;
@@ -31,11 +31,7 @@ pub(crate) fn count(pace: Pace, directory: &Path, report: &mut Report) -> Result
         load::worker(directory, true)?.capabilities().cgroup.as_ref().is_some_and(|cgroup| !cgroup.controllers.is_empty());
     let mut columns = Vec::new();
     for scenario in &SCENARIOS {
-        let counts = count_in(scenario, pace.jobs, directory)?;
-        if let Err((what, why)) = &counts {
-            report.miss(what, &format!("system calls, {}: {why}", scenario.name));
-        }
-        columns.push(counts.ok());
+        columns.push(count_in(scenario, pace.jobs, directory, report)?);
     }
     print(&columns);
     check(&columns, has_controllers, report);
@@ -43,15 +39,17 @@ pub(crate) fn count(pace: Pace, directory: &Path, report: &mut Report) -> Result
 }
 
 /// Calls for a job, by name.
-type Column = Option<BTreeMap<&'static str, f64>>;
+type Column = BTreeMap<&'static str, f64>;
 
-fn print(columns: &[Column]) {
+fn print(columns: &[Option<Column>]) {
     print!("{:<22}", "system calls for a job");
-    SCENARIOS.iter().for_each(|scenario| print!("{:>11}", scenario.name));
+    for scenario in &SCENARIOS {
+        print!("{:>11}", scenario.name);
+    }
     println!("  why");
     let figure = |count: Option<f64>| count.filter(|count| *count >= 0.005).map_or("-".to_owned(), |count| format!("{count:.2}"));
     let unknown = columns.iter().flatten().flat_map(BTreeMap::keys).filter(|name| !CALLS.iter().any(|calls| calls.name == **name));
-    let unknown: std::collections::BTreeSet<&str> = unknown.copied().collect();
+    let unknown: BTreeSet<&str> = unknown.copied().collect();
     for (name, why) in CALLS.iter().map(|calls| (calls.name, calls.why)).chain(unknown.iter().map(|name| (*name, "NOT IN THE BOUNDS"))) {
         print!("{name:<22}");
         for column in columns {
@@ -60,11 +58,13 @@ fn print(columns: &[Column]) {
         println!("  {why}");
     }
     print!("{:<22}", "all");
-    columns.iter().for_each(|column| print!("{:>11}", figure(column.as_ref().map(|column| column.values().sum()))));
+    for column in columns {
+        print!("{:>11}", figure(column.as_ref().map(|column| column.values().sum())));
+    }
     println!("\n");
 }
 
-fn check(columns: &[Column], has_controllers: bool, report: &mut Report) {
+fn check(columns: &[Option<Column>], has_controllers: bool, report: &mut Report) {
     for (index, (scenario, column)) in SCENARIOS.iter().zip(columns).enumerate() {
         for (name, count) in column.iter().flatten() {
             let bound = CALLS.iter().find(|calls: &&Calls| calls.name == *name).map_or(0.0, |calls| calls.at_most[index]);
@@ -76,12 +76,8 @@ fn check(columns: &[Column], has_controllers: bool, report: &mut Report) {
     }
 }
 
-/// Calls for a job: between N and 2 N jobs. Or what cannot be counted, and why.
-fn count_in(
-    scenario: &Scenario,
-    jobs: usize,
-    directory: &Path,
-) -> Result<std::result::Result<BTreeMap<&'static str, f64>, (String, String)>> {
+/// Calls for a job: between N and 2 N jobs. `None` if they cannot be counted.
+fn count_in(scenario: &Scenario, jobs: usize, directory: &Path, report: &mut Report) -> Result<Option<Column>> {
     let host = Command::new(std::env::current_exe()?)
         .args(["traced", scenario.name, &jobs.to_string()])
         .arg(directory)
@@ -90,15 +86,16 @@ fn count_in(
         .spawn()?;
     let (windows, code) = trace(Pid::from_raw(host.id().cast_signed()))?;
     if let Some((_, what, why)) = REFUSED.iter().find(|refused| refused.0 == code) {
-        return Ok(Err(((*what).to_owned(), (*why).to_owned())));
+        report.miss(what, &format!("system calls, {}: {why}", scenario.name));
+        return Ok(None);
     }
     let (0, [once, twice]) = (code, &windows[..]) else {
         return Err(format!("{}: the traced host failed: exit code {code}", scenario.name).into());
     };
-    let names: std::collections::BTreeSet<&'static str> = once.keys().chain(twice.keys()).copied().collect();
-    let of = |counts: &Counts, name| counts.get(name).copied().unwrap_or(0) as f64;
-    let difference = names.into_iter().map(|name| (name, (of(twice, name) - of(once, name)) / jobs as f64));
-    Ok(Ok(difference.filter(|(_, count)| count.abs() > 0.001).collect()))
+    let names: BTreeSet<&'static str> = once.keys().chain(twice.keys()).copied().collect();
+    let of = |counts: &Counts, name| float(counts.get(name).copied().unwrap_or(0));
+    let difference = names.into_iter().map(|name| (name, (of(twice, name) - of(once, name)) / float(jobs)));
+    Ok(Some(difference.filter(|(_, count)| count.abs() > 0.001).collect()))
 }
 
 /// Counts the calls of a child that has asked to be traced: those from each SIGSTOP that it raises to the next, and its exit code.

@@ -12,7 +12,7 @@ use iron_exec::{CgroupBase, EnvBase, OutputStream, Rung, Timestamp, Worker};
 
 use crate::bounds::{INSTRUCTIONS, INSTRUCTIONS_SLACK};
 use crate::load::wait_for_end;
-use crate::{Report, Result};
+use crate::{Report, Result, float};
 
 /// With the line feed.
 const LINE_BYTES: usize = 80;
@@ -23,6 +23,9 @@ const CHUNK_BYTES: usize = 64 * 1024;
 const NOW_NANOS: u64 = 1_795_404_418_000_000_000;
 /// The first valgrind that has pidfd_open(2), without which a worker cannot be.
 const LOOP_VERSION: (u32, u32) = (3, 24);
+
+/// The file that the jobs of the loop write; it is not for their host to make it.
+const INPUT: &str = "input";
 
 /// Jobs of the loop, each with as many lines as its pipe holds: so it has ended before it is read.
 const LOOP_JOBS: usize = 8;
@@ -52,9 +55,12 @@ pub(crate) fn count(directory: &Path, report: &mut Report) -> Result<()> {
             report.miss("loop", &format!("instructions of {}: {version} does not know pidfd_open; 3.24 does", bounds.name));
             continue;
         }
-        let run = |lines: usize| collected(&valgrind, mode, lines, directory);
+        let run = |lines: usize| {
+            fs::write(directory.join(INPUT), text(lines))?;
+            collected(&valgrind, mode, lines, directory)
+        };
         let jobs = if bounds.is_loop { LOOP_JOBS } else { 1 };
-        let figure = (run(2 * lines)? - run(lines)?) / (lines * jobs) as f64;
+        let figure = (run(2 * lines)? - run(lines)?) / float(lines * jobs);
         let bound = if cfg!(debug_assertions) { bounds.not_optimized } else { bounds.optimized };
         println!("{:<22}{figure:>11.1}{bound:>11.1}  {}", bounds.name, bounds.why);
         if !cfg!(target_arch = "x86_64") {
@@ -107,17 +113,16 @@ pub(crate) fn frame(lines: &str) -> Result<()> {
 
 /// The whole loop, from the pipe to the log. On the rung fork: valgrind has no clone3.
 pub(crate) fn run_loop(lines: &str, directory: &Path) -> Result<()> {
-    let lines = lines.parse()?;
-    let input = directory.join("input");
-    fs::write(&input, text(lines))?;
+    let lines: u64 = lines.parse()?;
+    let input = directory.join(INPUT);
     let builder = Worker::builder().log_dir(directory).cgroup_base(CgroupBase::Off).env_base(EnvBase::Clear).rung(Rung::Fork);
     // Nothing is to depend on how long valgrind takes.
-    let mut worker = builder.coalesce_time(Duration::ZERO).confirm_timeout(Duration::from_secs(60)).build()?;
+    let mut worker = builder.coalesce_time(Duration::ZERO).confirm_timeout(Duration::from_mins(1)).build()?;
     for _ in 0..LOOP_JOBS {
         let job = worker.start(iron_exec::Command::new("/bin/cat").arg(&input))?;
         wait_for_end(worker.query(job)?.pid)?;
         let status = worker.wait(job)?;
-        if status.output.lines != lines as u64 {
+        if status.output.lines != lines {
             return Err(format!("lines are missing: {status:?}").into());
         }
         worker.delete_log(job)?;

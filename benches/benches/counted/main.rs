@@ -84,6 +84,12 @@ fn bench(args: &[&str]) -> Result<bool> {
     Ok(report.end())
 }
 
+/// A count that is to be divided.
+#[expect(clippy::cast_precision_loss, reason = "all counts are far below 2^53")]
+fn float(count: usize) -> f64 {
+    count as f64
+}
+
 /// What does not hold, to be said at the end, where it is seen.
 #[derive(Debug, Default)]
 struct Report {
