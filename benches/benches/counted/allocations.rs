@@ -77,7 +77,10 @@ fn of_status(log_dir: &Path) -> Result<f64> {
     let mut worker = load::worker(log_dir, false)?;
     let job = worker.start(Command::new("/bin/true"))?;
     worker.wait(job)?;
-    let counted = allocations(|| Ok(drop(worker.query(job)?)))?;
+    let counted = allocations(|| {
+        worker.query(job)?;
+        Ok(())
+    })?;
     Ok(float(counted))
 }
 

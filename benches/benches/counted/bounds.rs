@@ -51,8 +51,8 @@ pub(crate) const CALLS: [Calls; 20] = [
     Calls { name: "sendmsg", at_most: [1.0, 1.0, 1.0, 1.0], why: "hands the child its descriptors" },
     Calls {
         name: "timerfd_settime",
-        at_most: [1.0, 1.0, 1.0, 0.06],
-        why: "when to look whether the child has left its slot; not if the timer is set already",
+        at_most: [2.0, 2.0, 2.0, 0.07],
+        why: "when to look whether a child has left its slot: at the start if no timer is set, and after an early look",
     },
     Calls { name: "unlinkat", at_most: [0.0, 0.0, 1.0, 1.0], why: "removes the cgroup" },
     Calls {
@@ -78,9 +78,9 @@ pub(crate) struct Allocations {
 pub(crate) const ALLOCATIONS_SLACK: f64 = 0.05;
 
 pub(crate) const ALLOCATIONS: [Allocations; 9] = [
-    Allocations { name: "a job, plain", at_most: 18.0, why: "what is kept of it, and what its exec needs" },
-    Allocations { name: "a job, logged", at_most: 31.0, why: "the same, and its pipes, its log's name and its line splitters" },
-    Allocations { name: "a job, full", at_most: 43.0, why: "the same, and its cgroup's name" },
+    Allocations { name: "a job, plain", at_most: 17.0, why: "what is kept of it, and what its exec needs" },
+    Allocations { name: "a job, logged", at_most: 25.0, why: "the same, and its pipes, its log's name and its line splitters" },
+    Allocations { name: "a job, full", at_most: 29.0, why: "the same, and its cgroup's name" },
     Allocations { name: "an event, plain", at_most: 0.34, why: "the usage that the end of a job is told with: one for its three events" },
     Allocations { name: "an event, full", at_most: 0.34, why: "the usage that the end of a job is told with: one for its three events" },
     Allocations { name: "a status, logged", at_most: 4.0, why: "the strings in it: its name, and the path of its log" },

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::hint::black_box;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -34,12 +34,12 @@ const LOOP_LINES: usize = CHUNK_BYTES / LINE_BYTES / 2 - 1;
 const FRAME_LINES: usize = 20_000;
 
 pub(crate) fn count(directory: &Path, report: &mut Report) -> Result<()> {
-    let valgrind = std::env::var("IRON_EXEC_VALGRIND").unwrap_or_else(|_| "valgrind".to_owned());
-    let version = Command::new(&valgrind).arg("--version").output();
+    let valgrind = Valgrind::find();
+    let version = valgrind.command().arg("--version").output();
     let version =
         version.ok().filter(|output| output.status.success()).map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
     let Some(version) = version else {
-        report.miss("valgrind", &format!("instructions: there is no {valgrind}"));
+        report.miss("valgrind", &format!("instructions: there is no {}", valgrind.program.display()));
         return Ok(());
     };
     println!(
@@ -74,6 +74,33 @@ pub(crate) fn count(directory: &Path, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+struct Valgrind {
+    program: PathBuf,
+    /// Where its own files are, if it was not installed.
+    files: Option<PathBuf>,
+}
+
+impl Valgrind {
+    /// The one that is named, or the one that `.ci/capi` has unpacked because that of the machine is too old, or that of the machine.
+    fn find() -> Self {
+        let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/capi/valgrind/usr");
+        let program = unpacked.join("bin/valgrind");
+        match std::env::var_os("IRON_EXEC_VALGRIND") {
+            Some(program) => Self { program: program.into(), files: None },
+            None if program.exists() => Self { program, files: Some(unpacked.join("libexec/valgrind")) },
+            None => Self { program: "valgrind".into(), files: None },
+        }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        if let Some(files) = &self.files {
+            command.env("VALGRIND_LIB", files);
+        }
+        command
+    }
+}
+
 /// Of `valgrind-3.24.0`.
 fn number(version: &str) -> Option<(u32, u32)> {
     let mut parts = version.strip_prefix("valgrind-")?.split('.').map(str::parse);
@@ -81,18 +108,18 @@ fn number(version: &str) -> Option<(u32, u32)> {
 }
 
 /// The instructions of this program in a mode of its own.
-fn collected(valgrind: &str, mode: &str, lines: usize, directory: &Path) -> Result<f64> {
-    let mut command = Command::new(valgrind);
+fn collected(valgrind: &Valgrind, mode: &str, lines: usize, directory: &Path) -> Result<f64> {
+    let mut command = valgrind.command();
     // The children of the loop's host, up to their exec, would say what they have collected, too.
     command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--child-silent-after-fork=yes"]);
     command.arg(std::env::current_exe()?).args([mode, &lines.to_string()]).arg(directory);
-    let output = command.env_remove("IRON_EXEC_VALGRIND").output()?;
+    let output = command.output()?;
     let says = String::from_utf8_lossy(&output.stderr);
     // "==pid== Collected : 123".
     let collected = says.lines().filter_map(|line| line.split_once("Collected : ")).find_map(|(_, number)| number.trim().parse().ok());
     match collected {
         Some(collected) if output.status.success() => Ok(collected),
-        _ => Err(format!("{valgrind} {mode}: {}\n{says}", output.status).into()),
+        _ => Err(format!("callgrind, {mode}: {}\n{says}", output.status).into()),
     }
 }
 

@@ -19,7 +19,7 @@
 //! The bounds, and how to change them: `bounds.rs`. What cannot be counted on a machine (no cgroups, ptrace refused, no valgrind) is said, and is a
 //! failure where the environment has `CI`, unless `IRON_EXEC_MAY_MISS` names it: a list, with commas, of `calls`, `cgroup`, `valgrind` and `loop`.
 //!
-//! `IRON_EXEC_VALGRIND` is the valgrind to take; by default that of the PATH.
+//! `IRON_EXEC_VALGRIND` is the valgrind to take; by default that which `.ci/capi` has unpacked, if it has, or that of the PATH.
 
 use std::path::Path;
 use std::process::ExitCode;
