@@ -251,8 +251,8 @@ impl Job {
             stdio.give_to(uid, command.gid);
         }
         if let Some(tree) = undo.lent.cgroups.as_mut() {
-            let path = tree.path_named(&entry);
-            undo.cgroup = Some(tree.make(&entry).map_err(|error| StartFailure::new(Step::Cgroup, Some(&path), &error))?);
+            let made = tree.make(&entry);
+            undo.cgroup = Some(made.map_err(|error| StartFailure::new(Step::Cgroup, Some(&tree.path_named(&entry)), &error))?);
         }
         if !command.limits.is_empty() {
             let cgroup = undo.cgroup.as_ref().ok_or_else(|| no_cgroup(host.cgroup_missing.as_deref()))?;

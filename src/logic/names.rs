@@ -34,7 +34,7 @@ const LOG_SUFFIX: &str = ".log";
 
 /// What a job's log is called: `{name}_{id}.log`.
 pub(crate) fn log_name(entry: &str) -> String {
-    format!("{entry}{LOG_SUFFIX}")
+    [entry, LOG_SUFFIX].concat()
 }
 
 /// What a log's file of this number is called once it is full: `{log}.000017`. Numbers begin with 1 and are never used again.
