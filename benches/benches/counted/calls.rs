@@ -48,8 +48,9 @@ fn print(columns: &[Option<Column>]) {
     }
     println!("  why");
     let figure = |count: Option<f64>| count.filter(|count| *count >= 0.005).map_or("-".to_owned(), |count| format!("{count:.2}"));
-    let unknown = columns.iter().flatten().flat_map(BTreeMap::keys).filter(|name| !CALLS.iter().any(|calls| calls.name == **name));
-    let unknown: BTreeSet<&str> = unknown.copied().collect();
+    let named = |name: &str| CALLS.iter().any(|calls| calls.name == name);
+    let unknown = columns.iter().flatten().flatten().filter(|(name, count)| **count > CALLS_SLACK && !named(name));
+    let unknown: BTreeSet<&str> = unknown.map(|(name, _)| *name).collect();
     for (name, why) in CALLS.iter().map(|calls| (calls.name, calls.why)).chain(unknown.iter().map(|name| (*name, "NOT IN THE BOUNDS"))) {
         print!("{name:<22}");
         for column in columns {

@@ -14,7 +14,7 @@
 //!   (which knows `pidfd_open`), and is said to be missing with an older one.
 //!
 //! All that a job causes is made to be there before the loop looks (the bench waits until it is a zombie), so that the counts do not depend on who
-//! is faster.
+//! is faster; but for the timer of the spawn slots, whose bound leaves room for that.
 //!
 //! The bounds, and how to change them: `bounds.rs`. What cannot be counted on a machine (no cgroups, ptrace refused, no valgrind) is said, and is a
 //! failure where the environment has `CI`, unless `IRON_EXEC_MAY_MISS` names it: a list, with commas, of `calls`, `cgroup`, `valgrind` and `loop`.
