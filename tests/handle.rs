@@ -325,11 +325,11 @@ fn a_start_whose_answer_nobody_wants_is_taken_back_at_every_stage() {
         drop((handle.start(sleep()), handle.run_job(sleep())));
         turn(&mut worker);
         assert_eq!((worker.unfinished_jobs(), worker.jobs().len()), (0, 0));
-        for turns in [1, 2, 5] {
+        for turns in [0, 1, 4] {
             for confirm in [true, false] {
                 let (start, run) = (handle.start(sleep().confirm(confirm)), handle.run_job(sleep().confirm(confirm)));
+                turn_for(&mut worker, |worker| worker.unfinished_jobs() == 2);
                 (0..turns).for_each(|_| turn(&mut worker));
-                assert_eq!(worker.unfinished_jobs(), 2);
                 drop((start, run));
                 turn_until(&mut worker, |worker, _| worker.unfinished_jobs() == 0);
                 turn_until(&mut worker, |worker, _| worker.jobs().is_empty());
