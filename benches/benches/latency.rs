@@ -11,7 +11,7 @@
 //! the first line, within one run.
 //!
 //! A handle waits for the job's being over, the others for its exit: without output and cgroup both come with one turn. Jobs have no output and no cgroup here: what is measured is the way from the kernel to the code. The process of the first line begins a session of its own, as every
-//! job does: with autogroups (sched(7)) its end costs the kernel more than that of one in the session of its parent, as on the second line and with tokio.
+//! job does; that of the second line does not.
 
 use std::collections::BTreeMap;
 use std::error::Error;
