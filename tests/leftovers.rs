@@ -391,6 +391,15 @@ fn a_worker_without_a_free_descriptor_leaves_no_lock_and_no_base() {
     });
 }
 
+/// Removes what a job called "deep" has nested in its cgroup.
+fn remove_nested(cgroup: &Path) {
+    let mut nested = cgroup.join("n/".repeat(TOO_DEEP));
+    while nested != cgroup {
+        fs::remove_dir(&nested).unwrap();
+        nested.pop();
+    }
+}
+
 #[test]
 fn a_job_that_cannot_be_removed_keeps_its_workers_lock_until_it_can() {
     let host = Host::new();
@@ -413,11 +422,7 @@ fn a_job_that_cannot_be_removed_keeps_its_workers_lock_until_it_can() {
     left(&worker);
     assert_eq!(locks(&host).len(), 2);
     // Somebody puts it right.
-    let mut nested: PathBuf = job.cgroup.join("n/".repeat(TOO_DEEP));
-    while nested != job.cgroup {
-        fs::remove_dir(&nested).unwrap();
-        nested.pop();
-    }
+    remove_nested(&job.cgroup);
     left(&worker);
     worker.kill_leftovers(KILL_TIME_MAX).unwrap();
     assert_eq!((worker.leftovers().unwrap(), locks(&host).len(), host.cgroups()), (Vec::new(), 1, Vec::new()));
@@ -452,11 +457,7 @@ fn a_look_at_the_locks_leaves_none_behind_in_children_that_other_threads_make() 
         is_over.store(true, Ordering::Relaxed);
         looked.unwrap();
     });
-    let mut nested: PathBuf = job.cgroup.join("n/".repeat(TOO_DEEP));
-    while nested != job.cgroup {
-        fs::remove_dir(&nested).unwrap();
-        nested.pop();
-    }
+    remove_nested(&job.cgroup);
     worker.kill_leftovers(KILL_TIME_MAX).unwrap();
 }
 

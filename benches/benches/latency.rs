@@ -2,7 +2,7 @@
 //! beside tokio's own processes.
 //!
 //! ```sh
-//! cargo bench -p iron-exec-benches --bench latency             # about a minute
+//! cargo bench -p iron-exec-benches --bench latency             # half a minute
 //! cargo bench -p iron-exec-benches --bench latency -- --quick  # a tenth of it
 //! ```
 //!
@@ -10,8 +10,8 @@
 //! round, in one process; a figure is the median over the rounds of that percentile within a round, with the smallest and largest behind the median. What counts is the ratio to
 //! the first line, within one run.
 //!
-//! A handle waits for the job's being over, the others for its exit: without output and cgroup both come with one turn. Jobs have no output and no cgroup here: what is measured is the way from the kernel to the code. The process of the first line begins a session of its own, as every
-//! job does; that of the second line does not.
+//! Jobs have no output and no cgroup here: what is measured is the way from the kernel to the code. A handle waits for the job's being over, the others for its exit; both come
+//! with one turn. The process of the first line begins a session of its own, as every job does; that of the second line does not.
 
 use std::collections::BTreeMap;
 use std::error::Error;

@@ -100,7 +100,7 @@
 //! - **Writes into logs** go to the page cache. Where the kernel holds a writer back because too much is dirty (`vm.dirty_ratio`), or the log directory is on a file system
 //!   that hangs, a write waits, in the kernel, and nothing can be done about that from here. Logs belong on a local disk, or a tmpfs with bounds
 //!   ([`LogPolicy`](crate::LogPolicy), [`Retention`](crate::Retention)). For jobs whose logs may be slow there is [`Capture::Direct`](crate::Capture::Direct): then it is the job that waits.
-//! - **Making and removing cgroups** takes a lock of the whole machine: some 25 µs as a rule, milliseconds where others make and remove thousands.
+//! - **Making and removing cgroups** takes a lock of the whole machine, and waits for others who do the same.
 //! - **Looking up a place in a log** ([`stream_with`](crate::Worker::stream_with): the last lines, a time) reads the log's files. Ask for the stream where it is read:
 //!   [`LogReader`](crate::LogReader) does the same in any thread, from the file's path.
 //! - **Deleting** a log of many gigabytes ([`delete_log`](crate::Worker::delete_log), retention) waits for the file system.
