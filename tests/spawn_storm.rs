@@ -345,7 +345,7 @@ fn check(status: &Status, flight: Flight, tally: &mut Tally) {
         }
         _ => panic!("{}", what()),
     }
-    assert!(started <= 1 && flight.events.len() <= 3, "{}", what());
+    assert!(started <= 1, "{}", what());
     // The stop of a job that had failed already, but whose child was not reaped yet, has stopped nothing.
     let came_too_late = status.stop_reason.is_none() && matches!(flight.nature, Nature::Fails(..)) && status.failure.is_some();
     assert!(status.stop_reason == flight.stopped.then_some(StopReason::Requested) || came_too_late, "{}", what());
