@@ -1,4 +1,4 @@
-//! Benchmarks of iron-exec.
+//! Benchmarks of iron-exec, and what they share.
 //!
 //! - `coalesce`: what it saves to let the output of a job that writes in small pieces gather in its pipe for a moment.
 //! - `counted`: what does not depend on the machine, checked against bounds: system calls and allocations of the host for a job, a line and a turn of
@@ -7,3 +7,16 @@
 //! - `latency`: how long it takes from the end of a process until the code that waits for it knows, in every way that a worker can be embedded.
 //! - `spawn`: what it costs to start a tiny program and to reap it, and how long the caller is held up meanwhile, beside posix_spawn, std and
 //!   tokio, under conditions that hosts live in: many descriptors, much memory, busy CPUs.
+
+pub mod host;
+mod pace;
+pub mod program;
+pub mod results;
+
+pub use pace::Pace;
+pub use results::{Goal, Relation, Results, Table};
+
+/// Whatever goes wrong is said, and ends the benchmark.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+/// What a benchmark's functions come back with.
+pub type Result<T> = std::result::Result<T, Error>;

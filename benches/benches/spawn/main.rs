@@ -30,11 +30,11 @@ use nix::unistd::getppid;
 
 use condition::{CONDITIONS, Condition, Pace};
 use contender::Result;
+use iron_exec_benches::program;
 use report::{Record, Report};
 
 mod condition;
 mod contender;
-mod program;
 mod report;
 
 /// A host that tells nothing for so long is stuck.

@@ -31,7 +31,10 @@ const FILE_HEADER_BYTES: u64 = 64;
 const SEGMENT_HEADER_BYTES: u64 = 56;
 
 /// Writes the program, a static executable, into `directory`.
-pub(crate) fn write(directory: &Path) -> io::Result<PathBuf> {
+///
+/// # Errors
+/// Those of open(2) and write(2).
+pub fn write(directory: &Path) -> io::Result<PathBuf> {
     let path = directory.join("exit");
     OpenOptions::new().write(true).create_new(true).mode(0o755).open(&path)?.write_all(&executable())?;
     Ok(path)
