@@ -10,7 +10,7 @@ use crate::control::Control;
 use crate::kernel::cgroup::{CgroupTree, JobCgroup, LimitFault, Removal};
 use crate::kernel::log_dir::LogDir;
 use crate::kernel::log_file::LogFile;
-use crate::kernel::process::{Launch, Outcome, Process};
+use crate::kernel::process::{self, Launch, Outcome, Process};
 use crate::kernel::spawner::Slot;
 use crate::kernel::stdio::{ChildFds, Stdio};
 use crate::kernel::stream::LogStream;
@@ -37,7 +37,7 @@ use crate::model::reading::ReadOptions;
 use crate::model::signal::Signal;
 use crate::model::status::{Exit, JobState, ResourceUsage, Status, StopReason};
 use crate::model::usage::{CgroupUsage, MemoryEvents};
-use crate::outputs::{Outputs, Readiness};
+use crate::outputs::{Outputs, Readable, Readiness};
 
 /// When to look again at a cgroup that was not empty although its job had ended, before its notice is waited for. The kernel holds one back for some 10 ms
 /// after another, and forgets it if somebody else removes the cgroup meanwhile: the last look comes after that time.
@@ -145,6 +145,8 @@ pub(crate) struct Job {
     /// Whether a handle waits for its start or its end.
     is_awaited: bool,
     confirmed: bool,
+    /// Whether its program is known to have been executed, beyond doubt: see [`Job::doubt_start`].
+    is_past_exec: bool,
     /// Whether the pidfd is kept after the reap: for signals to what is left of the process group.
     keeps_pidfd: bool,
 }
@@ -236,12 +238,12 @@ impl Job {
         let mut undo = Undo { lent, key, log: None, cgroup: None, control: None, registered: Vec::new() };
 
         if command.capture.is_logged() {
-            let file_name = names::log_name(&entry);
-            let path = undo.lent.log_dir.path_of(&file_name);
-            let failed = |error: io::Error| StartFailure::new(Step::Log, Some(&path), &error);
-            let log = undo.log.insert(LogFile::create(undo.lent.log_dir.as_fd(), file_name).map_err(failed)?);
+            let log_dir = &mut *undo.lent.log_dir;
+            let failed = |log_dir: &LogDir, error| StartFailure::new(Step::Log, Some(&log_dir.path_of(&names::log_name(&entry))), &error);
+            let log = LogFile::create(log_dir.as_fd(), names::log_name(&entry)).map_err(|error| failed(log_dir, error))?;
+            let log = undo.log.insert(log);
             if let Some(fd) = log.fd() {
-                undo.lent.log_dir.mark(fd, log.name(), format, Place::FIRST).map_err(failed)?;
+                log_dir.mark(fd, log.name(), format, Place::FIRST).map_err(|error| failed(log_dir, error))?;
             }
         }
         let log_fd = undo.log.as_ref().and_then(LogFile::fd);
@@ -323,6 +325,7 @@ impl Job {
             sight: Sight::Callers,
             is_awaited: false,
             confirmed: false,
+            is_past_exec: false,
             keeps_pidfd: command.tree == TreePolicy::Wait,
         };
         lent.queues.unfinished += 1;
@@ -403,15 +406,15 @@ impl Job {
     }
 
     fn spawn(&self, unspawned: Unspawned, slot: &mut Option<Slot>, lent: &mut Lent<'_>) -> Result<Process, StartFailure> {
-        let path = cgroup_path(lent.cgroups.as_ref(), self.cgroup.as_ref());
         let place = match (lent.cgroups.as_ref(), self.cgroup.as_ref()) {
             (Some(tree), Some(cgroup)) => {
+                let path = || tree.path_of(cgroup);
                 let opened = if self.rung == Rung::Fork { tree.open_procs(cgroup) } else { tree.open_directory(cgroup) };
-                Some(opened.map_err(|error| StartFailure::new(Step::Cgroup, path.as_deref(), &error))?)
+                Some((opened.map_err(|error| StartFailure::new(Step::Cgroup, Some(&path()), &error))?, path))
             }
             _ => None,
         };
-        let place = place.as_ref().zip(path.as_deref()).map(|(fd, path)| (fd.as_fd(), path));
+        let place = place.as_ref().map(|(fd, path)| process::Place { fd: fd.as_fd(), path });
         let Unspawned { launch, mut fds, .. } = unspawned;
         fds.unpark(lent.spawner.low_fds()).map_err(|error| StartFailure::new(Step::Pipe, None, &error))?;
         let is_suid_dumpable = launch.ask().changes_ids && lent.spawner.is_suid_dumpable();
@@ -464,9 +467,11 @@ impl Job {
         self.confirmed = true;
         self.wait_for_start(timeout);
         self.on_report(lent);
-        // A child that was killed on its way lets go of its link, or slot, as one does that executes its program.
-        let is_dying = || !self.life.is_starting() && self.process.as_ref().is_some_and(Process::ends_before_exec);
-        if self.failure.is_some() || is_dying() {
+        if self.failure.is_none() && !self.life.is_starting() {
+            // A child that was killed on its way lets go of its link, or slot, as one does that executes its program.
+            self.is_past_exec = !self.process.as_ref().is_some_and(Process::ends_before_exec);
+        }
+        if self.failure.is_some() || !(self.is_past_exec || self.life.is_starting()) {
             // The child is on its last instruction; one that is held there (stopped, frozen) is left to the loop.
             if let Some(process) = &self.process {
                 process.wait_dead(timeout.max(Duration::from_millis(100)));
@@ -517,14 +522,14 @@ impl Job {
     }
 
     /// One of the job's descriptors is ready.
-    pub(crate) fn on_ready(&mut self, source: Source, closed: bool, lent: &mut Lent<'_>) {
+    pub(crate) fn on_ready(&mut self, source: Source, readable: Readable, lent: &mut Lent<'_>) {
         match source {
-            Source::Stdout => self.on_output(0, closed, lent),
-            Source::Stderr => self.on_output(1, closed, lent),
+            Source::Stdout => self.on_output(0, readable, lent),
+            Source::Stderr => self.on_output(1, readable, lent),
             Source::Pidfd => self.on_pidfd(lent),
             Source::Report => self.on_report(lent),
             // Somebody has taken the cgroup away.
-            Source::Pressure(resource) if closed => {
+            Source::Pressure(resource) if readable != Readable::Bytes => {
                 if let Some(control) = &mut self.control {
                     control.unwatch_pressure(resource, lent);
                 }
@@ -989,8 +994,8 @@ impl Job {
         self.report_registered = false;
     }
 
-    fn on_output(&mut self, index: OutputIndex, closed: bool, lent: &mut Lent<'_>) {
-        self.outputs.set_readable(index, closed, lent);
+    fn on_output(&mut self, index: OutputIndex, readable: Readable, lent: &mut Lent<'_>) {
+        self.outputs.set_readable(index, readable, lent);
         self.read_outputs(lent);
     }
 
@@ -999,8 +1004,18 @@ impl Job {
             self.reap_late(lent);
             return;
         }
-        let peeked = self.process.as_mut().map_or(Ok(None), Process::peek);
-        self.doubt_start(peeked.as_ref().ok().copied().flatten().map(|(exit, _)| exit), lent);
+        // What has written something has executed its program.
+        self.is_past_exec |= self.outputs.count().stdout_bytes + self.outputs.count().stderr_bytes > 0;
+        if self.is_past_exec && self.life.is_starting() {
+            self.on_report(lent);
+        }
+        let is_decided = self.process.as_ref().is_none_or(Process::is_decided);
+        // Without a cgroup the group is killed while its leader is a zombie; then its id cannot be somebody else's.
+        let mut peeked = Ok(None);
+        if !(self.had_cgroup && is_decided && self.is_past_exec) {
+            peeked = self.process.as_mut().map_or(Ok(None), Process::peek);
+            self.doubt_start(peeked.as_ref().ok().copied().flatten().map(|(exit, _)| exit), lent);
+        }
         let is_decided = self.process.as_ref().is_none_or(Process::is_decided);
         if self.life.is_starting() && !is_decided {
             // A failure would stand on the link by now. That may still be open, in a child of another thread between its fork and its exec.
@@ -1009,7 +1024,6 @@ impl Job {
             let _ = self.feed(input, lent);
         }
         let Some(process) = &mut self.process else { return };
-        // Without a cgroup the group is killed while its leader is a zombie; then its id cannot be somebody else's.
         let ended = if self.had_cgroup || self.failure.is_some() { process.reap() } else { peeked };
         match ended {
             Ok(Some((exit, usage))) => {
@@ -1031,7 +1045,7 @@ impl Job {
     fn doubt_start(&mut self, ended: Option<Exit>, lent: &mut Lent<'_>) {
         let Some(Exit::Signal { signal, .. }) = ended else { return };
         // Once it was said to have started, a job that was told to stop is not asked whether it had.
-        let is_asked = self.failure.is_none() && (self.life.stop_reason().is_none() || self.life.is_starting());
+        let is_asked = !self.is_past_exec && self.failure.is_none() && (self.life.stop_reason().is_none() || self.life.is_starting());
         if !is_asked || !self.process.as_ref().is_some_and(Process::ends_before_exec) {
             return;
         }

@@ -54,8 +54,14 @@ pub(crate) struct Launch {
     ask: Ask,
 }
 
-/// Where a process is put: its cgroup, by the descriptor that its rung wants, and its path.
-pub(crate) type Place<'a> = (BorrowedFd<'a>, &'a Path);
+/// Where a process is put: its cgroup.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    /// The descriptor that its rung wants.
+    pub(crate) fd: BorrowedFd<'a>,
+    /// Tells its path, of which only a failure speaks.
+    pub(crate) path: &'a dyn Fn() -> PathBuf,
+}
 
 impl Launch {
     /// Lays out everything that the child needs. `nofile` is the limit of open files that it gets unless the command has its own.
@@ -117,7 +123,7 @@ impl Launch {
         slot: &mut Option<Slot>,
     ) -> Result<Process, StartFailure> {
         self.program.setup.needs_capability = is_suid_dumpable;
-        let cgroup = place.map(|(fd, _)| if rung == Rung::Fork { Cgroup::Procs(fd) } else { Cgroup::Directory(fd) });
+        let cgroup = place.map(|Place { fd, .. }| if rung == Rung::Fork { Cgroup::Procs(fd) } else { Cgroup::Directory(fd) });
         match spawn::spawn(sys_rung(rung), self.program, fds, cgroup, slot) {
             Ok(Spawned { pid, pidfd, start, rung: taken }) => {
                 // Descriptors that cannot be sent have it made on another rung.
@@ -128,10 +134,10 @@ impl Launch {
                 let (step, path) = match error.step {
                     ParentStep::Report => (Step::Pipe, None),
                     ParentStep::Clone => (Step::Clone, None),
-                    ParentStep::Cgroup => (Step::Cgroup, place.map(|(_, path)| path)),
+                    ParentStep::Cgroup => (Step::Cgroup, place.map(|place| (place.path)())),
                     ParentStep::Pidfd => (Step::Watch, None),
                 };
-                Err(StartFailure::new(step, path, &error.source))
+                Err(StartFailure::new(step, path.as_deref(), &error.source))
             }
         }
     }
