@@ -467,11 +467,10 @@ impl Job {
         self.confirmed = true;
         self.wait_for_start(timeout);
         self.on_report(lent);
-        if self.failure.is_none() && !self.life.is_starting() {
-            // A child that was killed on its way lets go of its link, or slot, as one does that executes its program.
-            self.is_past_exec = !self.process.as_ref().is_some_and(Process::ends_before_exec);
-        }
-        if self.failure.is_some() || !(self.is_past_exec || self.life.is_starting()) {
+        self.is_past_exec = !self.life.is_starting() && self.process.as_ref().is_some_and(Process::is_past_exec);
+        // A child that was killed on its way lets go of its link, or slot, as one does that executes its program.
+        let ends_before_exec = || self.process.as_ref().is_some_and(Process::ends_before_exec);
+        if self.failure.is_some() || !self.life.is_starting() && !self.is_past_exec && ends_before_exec() {
             // The child is on its last instruction; one that is held there (stopped, frozen) is left to the loop.
             if let Some(process) = &self.process {
                 process.wait_dead(timeout.max(Duration::from_millis(100)));

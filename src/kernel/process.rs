@@ -9,6 +9,7 @@ use std::time::Duration;
 use iron_exec_sys::spawn::{self, Cgroup, ChildSetup, ChildStep, ParentStep, Program, Report, Slot, Spawned, Start};
 use iron_exec_sys::wait::{self, Ended, Mode};
 use iron_exec_sys::{ExecImage, pidfd};
+use rustix::fs::{Mode as FileMode, OFlags};
 use rustix::io::Errno;
 use rustix::process::PidfdFlags;
 
@@ -220,13 +221,25 @@ impl Process {
 
     /// Whether it ends, or has ended, without having executed any program.
     pub(crate) fn ends_before_exec(&self) -> bool {
-        // As long as nobody has reaped it, its number is its own.
-        !self.reaped && std::fs::read(format!("/proc/{}/stat", self.pid)).is_ok_and(|stat| kernel_text::ends_before_exec(&stat))
+        self.judge_by_stat(kernel_text::ends_before_exec)
     }
 
     /// Whether its program was executed: it stands in its own memory then. Not told of one that was reaped.
     pub(crate) fn is_past_exec(&self) -> bool {
-        !self.reaped && std::fs::read(format!("/proc/{}/stat", self.pid)).is_ok_and(|stat| kernel_text::is_past_exec(&stat))
+        self.judge_by_stat(kernel_text::is_past_exec)
+    }
+
+    /// What the text of `/proc/PID/stat` says; `false` if it cannot be read, or somebody else may have the number.
+    fn judge_by_stat(&self, judge: impl FnOnce(&[u8]) -> bool) -> bool {
+        // What is asked for stands at the begin.
+        let mut text = [0; 512];
+        // As long as nobody has reaped it, its number is its own.
+        if self.reaped {
+            return false;
+        }
+        let read = rustix::fs::open(format!("/proc/{}/stat", self.pid), OFlags::RDONLY | OFlags::CLOEXEC, FileMode::empty())
+            .and_then(|file| rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut text)));
+        read.is_ok_and(|length| judge(text.get(..length).unwrap_or_default()))
     }
 
     /// Whether it is dead, waiting up to `timeout` for that.
