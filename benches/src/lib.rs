@@ -8,6 +8,7 @@
 //! - `spawn`: what it costs to start a tiny program and to reap it, and how long the caller is held up meanwhile, beside posix_spawn, std and
 //!   tokio, under conditions that hosts live in: many descriptors, much memory, busy CPUs.
 
+pub mod floor;
 pub mod host;
 mod pace;
 pub mod program;
