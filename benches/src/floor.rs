@@ -18,7 +18,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
-use std::ptr;
+use std::ptr::{self, NonNull};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg, socketpair};
@@ -36,10 +37,9 @@ const SENT: i32 = -1;
 /// Starts one program, over and over.
 #[derive(Debug)]
 pub struct Floor {
-    image: &'static Image,
-    slots: &'static [Slot],
-    /// Our ends of the slots' sockets.
-    sockets: Vec<OwnedFd>,
+    image: Rc<Image>,
+    /// A box, which children may be on: everybody has it by shared references only.
+    slots: NonNull<[Slot]>,
     /// Where the search for a free slot begins.
     next: usize,
     shares_table: bool,
@@ -56,24 +56,30 @@ pub struct Running {
 }
 
 impl Floor {
-    /// For a program with its arguments and the environment of this process; up to `slots` children are between clone and exec at a time. What is prepared
-    /// here stays for good, for a child may be on it: a floor is built once, not in a loop.
+    /// For a program with its arguments and the environment of this process; up to `slots` children are between clone and exec at a time.
     ///
     /// Descriptors that are open by now have lower numbers than the floor's own, and cost each child a little.
     ///
     /// # Errors
     /// If a string holds a NUL; those of open(2) and socketpair(2).
     pub fn new(program: &Path, args: &[&str], slots: usize) -> io::Result<Self> {
-        let image: &Image = Box::leak(Box::new(Image::new(program, args)?));
-        let mut sockets = Vec::new();
-        let mut prepared = Vec::new();
-        for _ in 0..slots.max(1) {
-            // The child's end first: the lower its number, the less has to be copied.
-            let (theirs, ours) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-            sockets.push(ours);
-            prepared.push(Slot::new(image, theirs));
-        }
-        Ok(Self { image, slots: prepared.leak(), sockets, next: 0, shares_table: true, begins_session: false })
+        // The child's end first: the lower its number, the less has to be copied.
+        let pair = || Ok(Some(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?));
+        Self::with(program, args, slots, pair)
+    }
+
+    /// The same for programs that are never given a descriptor but /dev/null: it makes no sockets, which would be in the way of whoever copies the table.
+    ///
+    /// # Errors
+    /// If a string holds a NUL; those of open(2).
+    pub fn on_null(program: &Path, args: &[&str], slots: usize) -> io::Result<Self> {
+        Self::with(program, args, slots, || Ok(None))
+    }
+
+    fn with(program: &Path, args: &[&str], slots: usize, pair: impl Fn() -> io::Result<Option<(OwnedFd, OwnedFd)>>) -> io::Result<Self> {
+        let image = Rc::new(Image::new(program, args)?);
+        let slots = (0..slots.max(1)).map(|_| Ok(Slot::new(Rc::clone(&image), pair()?))).collect::<io::Result<Box<[Slot]>>>()?;
+        Ok(Self { image, slots: NonNull::from(Box::leak(slots)), next: 0, shares_table: true, begins_session: false })
     }
 
     /// Without CLONE_FILES: each child has a copy of the whole table of descriptors, which is made before the clone returns.
@@ -94,13 +100,14 @@ impl Floor {
     /// before the program is executed.
     ///
     /// # Errors
-    /// Those of clone3(2) and sendmsg(2); the slot is lost then. For a floor that is [`Floor::copying_table`], EINVAL for a descriptor below 3.
+    /// Those of clone3(2) and sendmsg(2); the slot is lost then. EINVAL for a descriptor where there is no socket for it ([`Floor::on_null`]), and for one
+    /// below 3 where the table is copied.
     pub fn spawn(&mut self, stdio: [Option<BorrowedFd<'_>>; 3], cgroup: Option<BorrowedFd<'_>>) -> io::Result<Running> {
         let index = self.free_slot()?;
-        let slot = &self.slots[index];
+        let slot = &self.slots()[index];
         slot.begins_session.store(self.begins_session.into(), Ordering::Relaxed);
         if self.shares_table {
-            slot.hand_over(stdio, self.sockets[index].as_fd())?;
+            slot.hand_over(stdio)?;
         } else {
             slot.name(stdio)?;
         }
@@ -109,10 +116,9 @@ impl Floor {
 
     /// The next slot that no child is on; if there is none, the one that was taken first, as soon as it is free.
     fn free_slot(&mut self) -> io::Result<usize> {
-        let order = (self.next..self.slots.len()).chain(0..self.next);
-        let index = order.into_iter().find(|&index| self.slots[index].is_free()).unwrap_or(self.next);
-        self.next = (index + 1) % self.slots.len();
-        let slot = &self.slots[index];
+        let slots = self.slots();
+        let index = (self.next..slots.len()).chain(0..self.next).find(|&index| slots[index].is_free()).unwrap_or(self.next);
+        let slot = &slots[index];
         while !slot.is_free() {
             // The kernel wakes those who wait in the shared way.
             match futex::wait(&slot.word, futex::Flags::empty(), 1, None) {
@@ -120,12 +126,28 @@ impl Floor {
                 Err(errno) => return Err(errno.into()),
             }
         }
+        self.next = (index + 1) % slots.len();
         Ok(index)
     }
 
+    fn slots(&self) -> &[Slot] {
+        // SAFETY: the box that `with` made, which is as long as this is; there are shared references to it only.
+        unsafe { self.slots.as_ref() }
+    }
+
     /// The floor's own /dev/null.
-    pub fn null(&self) -> BorrowedFd<'static> {
+    pub fn null(&self) -> BorrowedFd<'_> {
         self.image.null.as_fd()
+    }
+}
+
+impl Drop for Floor {
+    fn drop(&mut self) {
+        // A child that is on its slot stays there, and the slots with it.
+        if self.slots().iter().all(Slot::is_free) {
+            // SAFETY: the box that `with` made; no child is on it any more, and nothing borrowed from it outlives this.
+            drop(unsafe { Box::from_raw(self.slots.as_ptr()) });
+        }
     }
 }
 
@@ -198,17 +220,18 @@ struct Slot {
     begins_session: AtomicU32,
     /// The number of each of stdin, stdout and stderr, or [`SENT`].
     stdio: [AtomicI32; 3],
-    /// The child's end.
-    socket: OwnedFd,
-    image: &'static Image,
+    /// The child's end, and ours.
+    sockets: Option<(OwnedFd, OwnedFd)>,
+    image: Rc<Image>,
+    /// A box, which is the child's while it is on the slot.
     stack: *mut [u128; STACK_PIECES],
 }
 
 impl Slot {
-    fn new(image: &'static Image, socket: OwnedFd) -> Self {
+    fn new(image: Rc<Image>, sockets: Option<(OwnedFd, OwnedFd)>) -> Self {
         let stack = Box::into_raw(Box::new([0; STACK_PIECES]));
         let [word, begins_session] = [0, 0].map(AtomicU32::new);
-        Self { word, top: AtomicI32::new(0), begins_session, stdio: [0; 3].map(AtomicI32::new), socket, image, stack }
+        Self { word, top: AtomicI32::new(0), begins_session, stdio: [0; 3].map(AtomicI32::new), sockets, image, stack }
     }
 
     fn is_free(&self) -> bool {
@@ -216,7 +239,7 @@ impl Slot {
     }
 
     /// Sends descriptors to the child to be, which will share the table.
-    fn hand_over(&self, stdio: [Option<BorrowedFd<'_>>; 3], socket: BorrowedFd<'_>) -> io::Result<()> {
+    fn hand_over(&self, stdio: [Option<BorrowedFd<'_>>; 3]) -> io::Result<()> {
         let null = self.image.null.as_fd();
         let mut sent = [null; 3];
         let mut count = 0;
@@ -229,11 +252,12 @@ impl Slot {
         }
         let mut highest = null.as_raw_fd();
         if count > 0 {
-            highest = highest.max(self.socket.as_raw_fd());
+            let (theirs, ours) = self.sockets.as_ref().ok_or(io::ErrorKind::InvalidInput)?;
+            highest = highest.max(theirs.as_raw_fd());
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
             let mut control = SendAncillaryBuffer::new(&mut space);
             control.push(SendAncillaryMessage::ScmRights(&sent[..count]));
-            sendmsg(socket, &[IoSlice::new(b"f")], &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
+            sendmsg(ours, &[IoSlice::new(b"f")], &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
         }
         self.top.store(highest + 1, Ordering::Relaxed);
         Ok(())
@@ -253,7 +277,7 @@ impl Slot {
     }
 
     /// Starts a child on this slot, which is free and prepared.
-    fn clone_onto(&'static self, shares_table: bool, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Running> {
+    fn clone_onto(&self, shares_table: bool, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Running> {
         let mut pidfd: i32 = -1;
         let mut args = CloneArgs {
             flags: CLONE_VM | CLONE_PIDFD | CLONE_CHILD_CLEARTID | CLONE_CLEAR_SIGHAND,
@@ -273,8 +297,8 @@ impl Slot {
         }
         self.word.store(1, Ordering::Release);
         // SAFETY: `args` is a whole clone_args; its pointers are an i32 of this frame, which is written before the call returns, and a word and a stack that
-        // stay for good and are the child's alone, for its slot was free. `child` makes bare system calls only, changes no descriptor before it has left a
-        // shared table, and does not return; its argument stays for good.
+        // are the child's alone, for its slot was free, and stay until the word is 0, as does its argument. `child` makes bare system calls only, changes no
+        // descriptor before it has left a shared table, and does not return.
         let pid = unsafe { clone3_on_stack(&args, child, ptr::from_ref(self).cast()) };
         if pid < 0 {
             return Err(io::Error::from_raw_os_error(-pid as i32));
@@ -307,15 +331,16 @@ impl Slot {
             // SAFETY: setsid takes nothing, and changes the child only.
             unsafe { syscall!(Sysno::setsid) }?;
         }
-        let Image { argv, envp, .. } = self.image;
+        let Image { argv, envp, .. } = &*self.image;
         // SAFETY: an array with at least the program's name.
         let program = unsafe { *argv.as_ptr() };
-        // SAFETY: a NUL-terminated string, and two arrays of pointers to such, each ended by a null pointer; all stay for good.
+        // SAFETY: a NUL-terminated string, and two arrays of pointers to such, each ended by a null pointer.
         unsafe { syscall!(Sysno::execve, program, argv.as_ptr(), envp.as_ptr()) }.map(drop)
     }
 
     /// What was sent.
     fn receive(&self) -> Result<[i32; 3], Errno> {
+        let socket = self.sockets.as_ref().map_or(SENT, |(theirs, _)| theirs.as_raw_fd());
         let mut byte = 0_u8;
         let vector = [(&raw mut byte) as usize, 1];
         let mut control = Rights { length: 0, level: 0, kind: 0, fds: [SENT; 4] };
@@ -323,16 +348,23 @@ impl Slot {
         let mut header: [usize; 7] = [0, 0, (&raw const vector) as usize, 1, (&raw mut control) as usize, size_of::<Rights>(), 0];
         // SAFETY: recvmsg reads and writes one user_msghdr, which `header` is laid out as, one byte through its vector, and at most a `Rights` at its
         // control buffer; all of them live in this frame.
-        unsafe { syscall!(Sysno::recvmsg, self.socket.as_raw_fd(), &raw mut header, MSG_CMSG_CLOEXEC) }?;
+        unsafe { syscall!(Sysno::recvmsg, socket, &raw mut header, MSG_CMSG_CLOEXEC) }?;
         // SAFETY: a local variable, read where the kernel has written it, not where it was last known.
         let Rights { fds: [first, second, third, _], .. } = unsafe { ptr::read_volatile(&raw const control) };
         Ok([first, second, third])
     }
 }
 
+impl Drop for Slot {
+    fn drop(&mut self) {
+        // SAFETY: the box that `new` made; no child is on the slot (see `Floor`'s drop).
+        drop(unsafe { Box::from_raw(self.stack) });
+    }
+}
+
 /// Where the child begins. It shares what the C library keeps for its parent's thread: bare system calls only, no allocation, no lock, no panic.
 extern "C" fn child(slot: *const c_void) -> ! {
-    // SAFETY: the argument that `clone_onto` gave, a slot that stays for good.
+    // SAFETY: the argument that `clone_onto` gave, a slot that stays until we are off.
     let slot = unsafe { &*slot.cast::<Slot>() };
     let _ = slot.execute();
     loop {
