@@ -1,23 +1,22 @@
 //! Those that are compared. All start the same program with the same environment, its stdin, stdout and stderr on /dev/null.
 
 use std::collections::VecDeque;
-use std::error::Error;
 use std::ffi::{CString, OsString};
 use std::fs::{File, OpenOptions};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{self, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use iron_exec::{Capture, CgroupBase, Event, Events, Exit, Rung, Worker};
+use iron_exec_benches::Result;
+use iron_exec_benches::floor::{self, Floor};
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, posix_spawn};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tokio::runtime::{self, Runtime};
 use tokio::task::JoinSet;
-
-pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// If iron-exec's loop has nothing to tell for so long, something is wrong.
 const TURN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -25,29 +24,64 @@ const TURN_TIMEOUT: Duration = Duration::from_secs(10);
 /// One way to start programs.
 pub(crate) trait Contender {
     /// Starts and reaps programs as long as the heat wants more, then reaps the rest.
-    fn run(&mut self, heat: &mut Heat<'_>) -> Result<()>;
+    fn run(&mut self, heat: &mut Heat) -> Result<()>;
+}
+
+/// Builds one.
+pub(crate) type Build = fn(&Setting) -> Result<Box<dyn Contender>>;
+
+/// What a contender is told when it is built.
+#[derive(Clone)]
+pub(crate) struct Setting {
+    pub(crate) program: PathBuf,
+    pub(crate) log_dir: PathBuf,
+    pub(crate) in_flight: usize,
+}
+
+/// All of them, in the order of the rows.
+pub(crate) const ROWS: [(&str, Build); 11] = [
+    ("floor", |setting| boxed(floor(setting))),
+    ("floor VM only", |setting| boxed(floor(setting).map(Floor::copying_table))),
+    ("iron-exec detached", |setting| boxed(IronExec::new(setting, Rung::Detached))),
+    ("iron-exec vfork", |setting| boxed(IronExec::new(setting, Rung::Vfork))),
+    ("iron-exec fork-like", |setting| boxed(IronExec::new(setting, Rung::ForkLike))),
+    ("iron-exec fork", |setting| boxed(IronExec::new(setting, Rung::Fork))),
+    ("posix_spawn", |setting| boxed(PosixSpawn::new(setting))),
+    ("std::process", |setting| boxed(Ok(Std { program: setting.program.clone(), has_hook: false }))),
+    ("std + pre_exec", |setting| boxed(Ok(Std { program: setting.program.clone(), has_hook: true }))),
+    ("tokio::process", |setting| boxed(Tokio::new(setting))),
+    ("async-process", |setting| boxed(Ok(AsyncProcess { program: setting.program.clone() }))),
+];
+
+fn boxed(contender: Result<impl Contender + 'static>) -> Result<Box<dyn Contender>> {
+    Ok(Box::new(contender?))
 }
 
 /// One contender's go at one cell of the table.
-pub(crate) struct Heat<'a> {
+pub(crate) struct Heat {
     in_flight: usize,
     spawns_min: u32,
     began: Instant,
     time: Duration,
     spawns: u32,
     /// How long each start took.
-    stalls: &'a mut Vec<Duration>,
+    stalls: Vec<Duration>,
 }
 
-impl<'a> Heat<'a> {
+impl Heat {
     /// A heat that begins now: `in_flight` programs at a time, for `time`, and longer if these were not `spawns_min`.
-    pub(crate) fn new(in_flight: usize, spawns_min: u32, time: Duration, stalls: &'a mut Vec<Duration>) -> Self {
-        Self { in_flight, spawns_min, began: Instant::now(), time, spawns: 0, stalls }
+    pub(crate) fn new(in_flight: usize, spawns_min: u32, time: Duration) -> Self {
+        Self { in_flight, spawns_min, began: Instant::now(), time, spawns: 0, stalls: Vec::new() }
     }
 
     /// The time from the first start to now, for one program.
     pub(crate) fn time_per_spawn(&self) -> Duration {
         self.began.elapsed() / self.spawns.max(1)
+    }
+
+    /// How long each start took.
+    pub(crate) fn stalls(&self) -> &[Duration] {
+        &self.stalls
     }
 
     /// Whether to start one more while `running` are.
@@ -65,22 +99,25 @@ impl<'a> Heat<'a> {
     }
 }
 
-/// A row of the table, and who fills it, or why nobody can.
-pub(crate) type Entry = (String, Result<Box<dyn Contender>>);
-
-/// All of them, in the order of the rows.
-pub(crate) fn all(program: &Path, log_dir: &Path) -> Vec<Entry> {
-    let rungs = Rung::ALL.into_iter().map(|rung| (format!("iron-exec {rung}"), boxed(IronExec::new(program, log_dir, rung))));
-    let peers = [
-        ("posix_spawn".to_owned(), boxed(PosixSpawn::new(program))),
-        ("std::process".to_owned(), boxed(Ok(Std { program: program.to_owned() }))),
-        ("tokio::process".to_owned(), boxed(Tokio::new(program))),
-    ];
-    rungs.chain(peers).collect()
+/// Bare system calls; the oldest is waited for.
+impl Contender for Floor {
+    fn run(&mut self, heat: &mut Heat) -> Result<()> {
+        let mut running = VecDeque::new();
+        loop {
+            while heat.wants_more(running.len()) {
+                running.push_back(heat.start(|| self.spawn([None; 3], None))?);
+            }
+            let Some(oldest) = running.pop_front() else { return Ok(()) };
+            match floor::reap(oldest.pidfd.as_fd())? {
+                0 => {}
+                code => return Err(format!("the program ended with {code}").into()),
+            }
+        }
+    }
 }
 
-fn boxed(contender: Result<impl Contender + 'static>) -> Result<Box<dyn Contender>> {
-    Ok(Box::new(contender?))
+fn floor(setting: &Setting) -> Result<Floor> {
+    Ok(Floor::on_null(&setting.program, &[], setting.in_flight)?)
 }
 
 /// A worker that is held to one rung.
@@ -92,7 +129,7 @@ struct IronExec {
 }
 
 impl IronExec {
-    fn new(program: &Path, log_dir: &Path, rung: Rung) -> Result<Self> {
+    fn new(Setting { program, log_dir, .. }: &Setting, rung: Rung) -> Result<Self> {
         let worker = Worker::builder().rung(rung).confirm(false).cgroup_base(CgroupBase::Off).log_dir(log_dir);
         // What is over is forgotten: the memory of the host stays as it is.
         let worker = worker.finished_jobs_max(0).build()?;
@@ -102,7 +139,7 @@ impl IronExec {
 }
 
 impl Contender for IronExec {
-    fn run(&mut self, heat: &mut Heat<'_>) -> Result<()> {
+    fn run(&mut self, heat: &mut Heat) -> Result<()> {
         let mut told = Instant::now();
         loop {
             while heat.wants_more(self.worker.unfinished_jobs()) {
@@ -147,7 +184,7 @@ struct PosixSpawn {
 }
 
 impl PosixSpawn {
-    fn new(program: &Path) -> Result<Self> {
+    fn new(Setting { program, .. }: &Setting) -> Result<Self> {
         let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
         let mut actions = PosixSpawnFileActions::init()?;
         for number in 0..3 {
@@ -169,7 +206,7 @@ impl PosixSpawn {
 }
 
 impl Contender for PosixSpawn {
-    fn run(&mut self, heat: &mut Heat<'_>) -> Result<()> {
+    fn run(&mut self, heat: &mut Heat) -> Result<()> {
         let mut running = VecDeque::new();
         loop {
             while heat.wants_more(running.len()) {
@@ -187,15 +224,20 @@ impl Contender for PosixSpawn {
 /// The standard library; the oldest is waited for.
 struct Std {
     program: PathBuf,
+    /// Whether there is one between fork and exec, which does nothing.
+    has_hook: bool,
 }
 
 impl Contender for Std {
-    fn run(&mut self, heat: &mut Heat<'_>) -> Result<()> {
+    fn run(&mut self, heat: &mut Heat) -> Result<()> {
         let mut running = VecDeque::new();
         loop {
             while heat.wants_more(running.len()) {
                 let mut command = process::Command::new(&self.program);
                 command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+                if self.has_hook {
+                    floor::std_with_pre_exec(&mut command);
+                }
                 running.push_back(heat.start(|| command.spawn())?);
             }
             let Some(mut oldest) = running.pop_front() else { return Ok(()) };
@@ -211,13 +253,13 @@ struct Tokio {
 }
 
 impl Tokio {
-    fn new(program: &Path) -> Result<Self> {
-        Ok(Self { program: program.to_owned(), runtime: runtime::Builder::new_current_thread().enable_all().build()? })
+    fn new(Setting { program, .. }: &Setting) -> Result<Self> {
+        Ok(Self { program: program.clone(), runtime: runtime::Builder::new_current_thread().enable_all().build()? })
     }
 }
 
 impl Contender for Tokio {
-    fn run(&mut self, heat: &mut Heat<'_>) -> Result<()> {
+    fn run(&mut self, heat: &mut Heat) -> Result<()> {
         self.runtime.block_on(async {
             let mut running = JoinSet::new();
             loop {
@@ -231,6 +273,28 @@ impl Contender for Tokio {
                     Some(ended) => check(ended??)?,
                     None => return Ok(()),
                 }
+            }
+        })
+    }
+}
+
+/// Async-process, on this thread; the oldest is waited for.
+struct AsyncProcess {
+    program: PathBuf,
+}
+
+impl Contender for AsyncProcess {
+    fn run(&mut self, heat: &mut Heat) -> Result<()> {
+        async_io::block_on(async {
+            let mut running = VecDeque::new();
+            loop {
+                while heat.wants_more(running.len()) {
+                    let mut command = async_process::Command::new(&self.program);
+                    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+                    running.push_back(heat.start(|| command.spawn())?);
+                }
+                let Some(mut oldest) = running.pop_front() else { return Ok(()) };
+                check(oldest.status().await?)?;
             }
         })
     }

@@ -1,59 +1,59 @@
 //! What it costs to start a tiny program and to reap it, and how long the caller is held up meanwhile: iron-exec on each of its rungs, beside
-//! posix_spawn, std and tokio.
+//! posix_spawn, std, tokio and async-process, and beside the floor: bare system calls.
 //!
 //! ```sh
-//! cargo bench -p iron-exec-benches --bench spawn                # about three minutes
+//! cargo bench -p iron-exec-benches --bench spawn                # about four minutes
 //! cargo bench -p iron-exec-benches --bench spawn -- --quick     # about 20 seconds
 //! cargo bench -p iron-exec-benches --bench spawn -- busy fds    # only the columns with one of these words in their name
 //! ```
 //!
-//! `--raw` prints what the tables are made of, too, a line each.
-//!
 //! Each column is a host, played by a fresh process: `plain` has about 10 MB and few descriptors; `busy` is plain while two hogs for each CPU want it;
-//! `1 GiB` has that much touched memory; `fds` has that many descriptors open, from before the worker was built, or (`later`) opened after.
-//! In each column the contenders take turns, several rounds, and every figure is a median of the rounds: noise of the machine hits all alike.
-//! It is the ratios that count; absolute figures move from machine to machine.
+//! `1 GiB` and `4 GiB` have that much touched memory; `fds` has that many descriptors open, from before the worker was built, or (`later`) opened after.
+//! In each column the contenders take turns, several rounds; each is built anew for its turn, and then warmed up. Every figure is a median of the
+//! rounds: noise of the machine hits all alike. It is the ratios that count; absolute figures move from machine to machine.
 //!
 //! The jobs are made as cheap as they can be: no cgroup, no log, no confirmation, stdin, stdout and stderr on /dev/null. A loop of iron-exec or tokio
 //! reaps in the order of the ends; the others wait for the oldest, and so need no loop at all.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use nix::sys::{prctl, signal::Signal};
-use nix::unistd::getppid;
+use iron_exec_benches::host::{self, Ours};
+use iron_exec_benches::{Pace, Relation, Result, Results, Table, program};
+use nix::sys::signal::Signal;
 
-use condition::{CONDITIONS, Condition, Pace};
-use contender::Result;
-use iron_exec_benches::program;
-use report::{Record, Report};
+use condition::{CONDITIONS, Condition, IN_FLIGHT, Record};
+use contender::ROWS;
 
 mod condition;
 mod contender;
-mod report;
 
 /// A host that tells nothing for so long is stuck.
 const SILENCE_MAX: Duration = Duration::from_mins(1);
-/// A hog ends after this even if nobody ends it.
-const HOG_TIME_MAX: Duration = Duration::from_mins(10);
-const HOGS_PER_CPU: usize = 2;
 
-const FULL: Pace = Pace { rounds: 5, heat: Duration::from_millis(300), spawns_min: 16 };
-const QUICK: Pace = Pace { rounds: 3, heat: Duration::from_millis(50), spawns_min: 4 };
-/// To see that it works: what `cargo test` asks of a benchmark.
-const SMOKE: Pace = Pace { rounds: 1, heat: Duration::from_millis(2), spawns_min: 1 };
+/// The rung that a worker chooses where it can.
+const OURS: &str = "iron-exec detached";
+const FLOOR: &str = "floor";
+const TOKIO: &str = "tokio::process";
+
+const SPAWN: [&str; IN_FLIGHT.len()] = ["spawn-64", "spawn-1"];
+const TRUE: &str = "spawn-true";
+const STALL: &str = "stall";
+/// The conditions under which stalls are told, and what of them.
+const STALL_HOSTS: [&str; 2] = ["busy", "plain"];
+const STALL_RANKS: [&str; 3] = ["p50", "p99", "max"];
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match args[..] {
-        ["hog", parent] => hog(parent),
-        ["host", parent, condition, pace, program, log_dir] => host(parent, condition, pace, Path::new(program), Path::new(log_dir)),
+        ["hog"] => host::hog(),
+        ["host", condition, program, log_dir, _pace] => play(condition, Path::new(program), Path::new(log_dir)),
         _ => bench(&args),
     };
     match done {
@@ -65,14 +65,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// Plays every host in turn, and prints the tables.
+/// Plays every host in turn.
 fn bench(args: &[&str]) -> Result<()> {
-    let has = |flag| args.contains(&flag);
-    let pace = match () {
-        () if has("--quick") => "quick",
-        () if has("--bench") => "full",
-        () => "smoke",
-    };
+    let pace = Pace::from_args();
     let words: Vec<&str> = args.iter().copied().filter(|arg| !arg.starts_with('-')).collect();
     // What is left behind is taken away also when somebody interrupts.
     let interrupted = Arc::new(AtomicBool::new(false));
@@ -85,49 +80,96 @@ fn bench(args: &[&str]) -> Result<()> {
     if !checked.success() {
         return Err(format!("the program that is to be started does not work: {checked}").into());
     }
-    // Who else runs here is most of the noise: the load is that of before.
-    let machine = machine()?;
-    let mut report = Report::default();
+    let mut results = Results::begin("spawn", pace)?;
+    results.tables = tables();
     for condition in CONDITIONS.iter().filter(|condition| words.is_empty() || words.iter().any(|word| condition.name.contains(word))) {
-        report.begin(condition.name);
-        let hogs = if condition.is_busy { hogs()? } else { Vec::new() };
-        let mut host = Command::new(std::env::current_exe()?);
-        host.arg("host").arg(std::process::id().to_string()).args([condition.name, pace]).args([&program, directory.path()]);
-        // A small environment that is the same everywhere.
-        host.env_clear().env("PATH", "/bin:/usr/bin").stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut host = Ours(host.spawn()?);
-        let told = listen(&mut host, &interrupted, |record| {
-            if has("--raw") && !matches!(record, Record::Alive) {
-                println!("{}\t{record}", condition.name);
-            }
-            report.add(record);
-        });
+        if let Some(reason) = condition.missing(pace)? {
+            results.notes.push(format!("{}: {reason}", condition.name));
+            continue;
+        }
+        let hogs = if condition.is_busy { host::hogs()? } else { Vec::new() };
+        let mut host = host::again()?;
+        host.args(["host", condition.name]).args([&program, directory.path()]).arg(pace.of("--smoke", "--quick", "--bench"));
+        let told = listen(&mut Ours(host.spawn()?), &interrupted, |record| take(&mut results, condition, record));
+        drop(hogs);
         if interrupted.load(Ordering::Relaxed) {
             return Err("interrupted".into());
         }
         if let Err(error) = told {
-            report.note("all", &error.to_string());
+            results.notes.push(format!("{}: {error}", condition.name));
         }
-        drop(hogs);
     }
-    println!("{machine}\n");
-    print!("{}", report.tables(pace_of(pace).rounds));
-    Ok(())
+    goals(&mut results);
+    results.end()
 }
 
-/// What the figures depend on.
-fn machine() -> Result<String> {
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let load = std::fs::read_to_string("/proc/loadavg")?;
-    let load = load.split(' ').next().unwrap_or_default();
-    Ok(format!("Linux {}, {} CPUs, load average before the first round {load}", kernel.trim(), std::thread::available_parallelism()?))
+/// All of them, still empty; the rows are there whoever can be had.
+fn tables() -> Vec<Table> {
+    let hosts: Vec<&str> = CONDITIONS.iter().filter(|condition| condition.program.is_none()).map(|condition| condition.name).collect();
+    let [many, one] = IN_FLIGHT.map(column);
+    let title = |in_flight: usize| format!("From start to reaped, {in_flight} in flight, µs a program");
+    let stall_columns: Vec<String> = STALL_HOSTS.iter().flat_map(|host| STALL_RANKS.map(|rank| format!("{host} {rank}"))).collect();
+    let stall_columns: Vec<&str> = stall_columns.iter().map(String::as_str).collect();
+    let mut tables = vec![
+        Table::new(SPAWN[0], title(IN_FLIGHT[0]), &hosts).reference(FLOOR),
+        Table::new(SPAWN[1], title(IN_FLIGHT[1]), &hosts).reference(FLOOR),
+        Table::new(TRUE, "/bin/true from start to reaped, µs a program", &[&many, &one]).reference(FLOOR),
+        Table::new(STALL, format!("The time inside the starting call, {} in flight, µs", IN_FLIGHT[0]), &stall_columns),
+    ];
+    for table in &mut tables {
+        for (row, _) in ROWS {
+            table.row(row);
+        }
+    }
+    tables
 }
 
-fn pace_of(name: &str) -> Pace {
-    match name {
-        "full" => FULL,
-        "quick" => QUICK,
-        _ => SMOKE,
+/// The column of [`TRUE`].
+fn column(in_flight: usize) -> String {
+    format!("{in_flight} in flight")
+}
+
+/// Takes in what a host has told.
+fn take(results: &mut Results, condition: &Condition, record: Record) {
+    let (row, in_flight, time, stall) = match record {
+        Record::Heat { row, in_flight, time, stall } => (row, in_flight, time, stall),
+        Record::Missing { row, reason } => return results.notes.push(format!("{}, {row}: {reason}", condition.name)),
+    };
+    let [many, one, of_true, stalls] = &mut results.tables[..] else { return };
+    match condition.program {
+        Some(_) => of_true.add(&row, &column(in_flight), time),
+        None if in_flight == IN_FLIGHT[0] => many.add(&row, condition.name, time),
+        None => one.add(&row, condition.name, time),
+    }
+    if in_flight == IN_FLIGHT[0] && STALL_HOSTS.contains(&condition.name) {
+        for (rank, figure) in STALL_RANKS.iter().zip(stall) {
+            stalls.add(&row, &format!("{} {rank}", condition.name), figure);
+        }
+    }
+}
+
+fn goals(results: &mut Results) {
+    use Relation::{AtLeast, AtMost};
+
+    let time = |row, to_row, host, to_host| results.ratio(SPAWN[0], (row, host), (to_row, to_host));
+    let stall = |row| results.table(STALL)?.median(row, "busy p99");
+    let goals = [
+        ("64 in flight: time, times the floor's", AtMost, 1.25, time(OURS, FLOOR, "plain", "plain")),
+        ("64 in flight: tokio's time, times ours", AtLeast, 1.8, time(TOKIO, OURS, "plain", "plain")),
+        ("64 in flight, 15,000 descriptors opened later: tokio's time, times ours", AtLeast, 12.0, {
+            time(TOKIO, OURS, "15k fds later", "15k fds later")
+        }),
+        ("64 in flight, 4 GiB of memory: time, times that with 10 MB", AtMost, 1.15, time(OURS, OURS, "4 GiB", "plain")),
+        ("64 in flight, 15,000 descriptors opened later: time, times that with few", AtMost, 1.15, {
+            time(OURS, OURS, "15k fds later", "plain")
+        }),
+        ("busy CPUs: µs inside the starting call, p99", AtMost, 100.0, stall(OURS)),
+        ("busy CPUs: time inside the starting call, p99, times tokio's", AtMost, 0.05, {
+            stall(OURS).zip(stall(TOKIO)).map(|(ours, tokio)| ours / tokio)
+        }),
+    ];
+    for (what, relation, bound, found) in goals {
+        results.goal(what, relation, bound, found);
     }
 }
 
@@ -141,7 +183,7 @@ fn listen(host: &mut Ours, interrupted: &AtomicBool, mut hear: impl FnMut(Record
         match lines.recv_timeout(Duration::from_millis(100)) {
             Ok(line) => {
                 heard = Instant::now();
-                hear(Record::parse(&line).ok_or_else(|| format!("the host says {line:?}"))?);
+                hear(serde_json::from_str(&line).map_err(|error| format!("the host says {line:?}: {error}"))?);
             }
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) if interrupted.load(Ordering::Relaxed) => return Err("interrupted".into()),
@@ -154,43 +196,8 @@ fn listen(host: &mut Ours, interrupted: &AtomicBool, mut hear: impl FnMut(Record
 }
 
 /// The host's half of [`listen`].
-fn host(parent: &str, condition: &str, pace: &str, program: &Path, log_dir: &Path) -> Result<()> {
-    end_with(parent)?;
+fn play(condition: &str, program: &Path, log_dir: &Path) -> Result<()> {
+    host::end_with_parent()?;
     let condition: &Condition = CONDITIONS.iter().find(|known| known.name == condition).ok_or("no such condition")?;
-    Ok(condition::play(condition, pace_of(pace), program, log_dir)?)
-}
-
-/// Uses a CPU.
-fn hog(parent: &str) -> Result<()> {
-    end_with(parent)?;
-    let began = Instant::now();
-    while began.elapsed() < HOG_TIME_MAX {
-        std::hint::spin_loop();
-    }
-    Ok(())
-}
-
-fn hogs() -> Result<Vec<Ours>> {
-    let cpus = std::thread::available_parallelism()?.get();
-    let parent = std::process::id().to_string();
-    let program = std::env::current_exe()?;
-    let start = |_| Ok(Ours(Command::new(&program).args(["hog", &parent]).stdin(Stdio::null()).spawn()?));
-    (0..HOGS_PER_CPU * cpus).map(start).collect()
-}
-
-/// Has the kernel end this process when its parent is gone.
-fn end_with(parent: &str) -> Result<()> {
-    prctl::set_pdeathsig(Signal::SIGKILL)?;
-    if getppid().to_string() == parent { Ok(()) } else { Err("the parent is gone".into()) }
-}
-
-/// A process of ours that does not outlive its time.
-struct Ours(Child);
-
-impl Drop for Ours {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+    condition::play(condition, Pace::from_args(), program, log_dir)
 }
