@@ -4,13 +4,16 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use iron_exec_benches::{Pace, Result, host, results};
+use iron_exec_benches::{Error, Pace, Result, host, results};
 use serde::{Deserialize, Serialize};
 
 use crate::contender::{self, Heat, Setting};
 
 /// How many programs run at a time.
 pub(crate) const IN_FLIGHT: [usize; 2] = [64, 1];
+/// Where stalls are measured, the host sleeps for so long before each start. One that never sleeps has used up its share of a busy CPU, and would be
+/// held up by the scheduler wherever it is.
+const STALL_PAUSE: Duration = Duration::from_micros(200);
 
 /// What a small host has.
 const MEMORY_BYTES: usize = 8 << 20;
@@ -28,16 +31,19 @@ pub(crate) struct Condition {
     fds: (usize, usize),
     /// Whether others use all CPUs meanwhile.
     pub(crate) is_busy: bool,
+    /// Whether it is told how long starts take.
+    pub(crate) has_stalls: bool,
     /// What is started instead of the tiny program.
     pub(crate) program: Option<&'static str>,
 }
 
-const PLAIN: Condition = Condition { name: "plain", memory_bytes: MEMORY_BYTES, fds: (0, 0), is_busy: false, program: None };
+const PLAIN: Condition =
+    Condition { name: "plain", memory_bytes: MEMORY_BYTES, fds: (0, 0), is_busy: false, has_stalls: false, program: None };
 
 /// The columns.
 pub(crate) const CONDITIONS: [Condition; 9] = [
-    PLAIN,
-    Condition { name: "busy", is_busy: true, ..PLAIN },
+    Condition { has_stalls: true, ..PLAIN },
+    Condition { name: "busy", is_busy: true, has_stalls: true, ..PLAIN },
     Condition { name: "1 GiB", memory_bytes: 1 << 30, ..PLAIN },
     Condition { name: "4 GiB", memory_bytes: 4 << 30, ..PLAIN },
     Condition { name: "5k fds", fds: (5_000, 0), ..PLAIN },
@@ -72,8 +78,10 @@ fn available_bytes() -> Result<u64> {
 /// One line of what a host tells.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) enum Record {
-    /// What was found in one heat: µs for one program, and of the time inside a start the median, the 99th percentile and the maximum.
-    Heat { row: String, in_flight: usize, time: f64, stall: [f64; 3] },
+    /// µs for one program, in one heat.
+    Spawn { row: String, in_flight: usize, time: f64 },
+    /// µs inside a start, in one heat: the median, the 99th percentile and the maximum.
+    Stall { row: String, ranks: [f64; 3] },
     /// A contender, or all of them, cannot be had.
     Missing { row: String, reason: String },
 }
@@ -84,12 +92,15 @@ struct Heats {
     /// Of one contender in one cell and round.
     time: Duration,
     spawns_min: u32,
+    /// Of one whose stalls are measured.
+    stall_time: Duration,
 }
 
 impl Heats {
     fn of(pace: Pace) -> Self {
-        let (rounds, millis, spawns_min) = pace.of((1, 2, 1), (3, 50, 4), (5, 150, 4));
-        Self { rounds, time: Duration::from_millis(millis), spawns_min }
+        let (rounds, millis, stall_millis, spawns_min) = pace.of((1, 2, 2, 1), (3, 50, 200, 4), (5, 150, 600, 4));
+        let [time, stall_time] = [millis, stall_millis].map(Duration::from_millis);
+        Self { rounds, time, spawns_min, stall_time }
     }
 }
 
@@ -114,19 +125,10 @@ fn compare(condition: &Condition, heats: &Heats, setting: &Setting) -> Result<()
         let first = round % rows.len().max(1);
         rows.rotate_left(first);
         let mut missing = Vec::new();
-        for (row, build) in &rows {
-            for in_flight in IN_FLIGHT {
-                let record = match heat(condition, heats, &Setting { in_flight, ..setting.clone() }, *build) {
-                    Ok((time, stall)) => Record::Heat { row: (*row).to_owned(), in_flight, time, stall },
-                    Err(error) => {
-                        missing.push(*row);
-                        Record::Missing { row: (*row).to_owned(), reason: error.to_string() }
-                    }
-                };
-                print(&record)?;
-                if missing.contains(row) {
-                    break;
-                }
+        for &(row, build) in &rows {
+            if let Err(error) = turn(condition, heats, setting, row, build) {
+                missing.push(row);
+                print(&Record::Missing { row: row.to_owned(), reason: error.to_string() })?;
             }
         }
         rows.retain(|(row, _)| !missing.contains(row));
@@ -134,17 +136,27 @@ fn compare(condition: &Condition, heats: &Heats, setting: &Setting) -> Result<()
     Ok(())
 }
 
-/// One go of one contender, which is built for it and is gone afterwards: what it keeps open is in nobody else's way.
-fn heat(condition: &Condition, heats: &Heats, setting: &Setting, build: contender::Build) -> Result<(f64, [f64; 3])> {
-    let mut contender = build(setting)?;
-    let _fds = host::open(condition.fds.1)?;
-    contender.run(&mut Heat::new(setting.in_flight, 1, heats.time / 10))?;
-    let mut heat = Heat::new(setting.in_flight, heats.spawns_min, heats.time);
-    contender.run(&mut heat)?;
-    let time = heat.time_per_spawn();
-    let stalls: Vec<f64> = heat.stalls().iter().map(|stall| micros(*stall)).collect();
-    let stall = [50, 99, 100].map(|percent| results::percentile(&stalls, percent).unwrap_or_default());
-    Ok((micros(time), stall))
+/// One contender's turn in one round. It is built for each heat and is gone afterwards: what it keeps open is in nobody else's way.
+fn turn(condition: &Condition, heats: &Heats, setting: &Setting, row: &str, build: contender::Build) -> Result<()> {
+    let run = |mut heat: Heat| {
+        let mut contender = build(&Setting { in_flight: heat.in_flight(), ..setting.clone() })?;
+        let _fds = host::open(condition.fds.1)?;
+        contender.run(&mut Heat::new(heat.in_flight(), 1, heats.time / 10))?;
+        heat.begin();
+        contender.run(&mut heat)?;
+        Ok::<_, Error>(heat)
+    };
+    for in_flight in IN_FLIGHT {
+        let heat = run(Heat::new(in_flight, heats.spawns_min, heats.time))?;
+        print(&Record::Spawn { row: row.to_owned(), in_flight, time: micros(heat.time_per_spawn()) })?;
+    }
+    if condition.has_stalls {
+        let heat = run(Heat::new(IN_FLIGHT[0], heats.spawns_min, heats.stall_time).pausing(STALL_PAUSE))?;
+        let stalls: Vec<f64> = heat.stalls().iter().map(|stall| micros(*stall)).collect();
+        let ranks = [50, 99, 100].map(|percent| results::percentile(&stalls, percent).unwrap_or_default());
+        print(&Record::Stall { row: row.to_owned(), ranks })?;
+    }
+    Ok(())
 }
 
 fn micros(time: Duration) -> f64 {

@@ -39,9 +39,10 @@ pub(crate) struct Setting {
 }
 
 /// All of them, in the order of the rows.
-pub(crate) const ROWS: [(&str, Build); 11] = [
-    ("floor", |setting| boxed(floor(setting))),
-    ("floor VM only", |setting| boxed(floor(setting).map(Floor::copying_table))),
+pub(crate) const ROWS: [(&str, Build); 12] = [
+    ("floor", |setting| boxed(floor(setting).map(Floor::beginning_session))),
+    ("floor no session", |setting| boxed(floor(setting))),
+    ("floor VM only", |setting| boxed(floor(setting).map(Floor::beginning_session).map(Floor::copying_table))),
     ("iron-exec detached", |setting| boxed(IronExec::new(setting, Rung::Detached))),
     ("iron-exec vfork", |setting| boxed(IronExec::new(setting, Rung::Vfork))),
     ("iron-exec fork-like", |setting| boxed(IronExec::new(setting, Rung::ForkLike))),
@@ -61,6 +62,8 @@ fn boxed(contender: Result<impl Contender + 'static>) -> Result<Box<dyn Contende
 pub(crate) struct Heat {
     in_flight: usize,
     spawns_min: u32,
+    /// The host sleeps for so long before each start.
+    pause: Duration,
     began: Instant,
     time: Duration,
     spawns: u32,
@@ -71,7 +74,22 @@ pub(crate) struct Heat {
 impl Heat {
     /// A heat that begins now: `in_flight` programs at a time, for `time`, and longer if these were not `spawns_min`.
     pub(crate) fn new(in_flight: usize, spawns_min: u32, time: Duration) -> Self {
-        Self { in_flight, spawns_min, began: Instant::now(), time, spawns: 0, stalls: Vec::new() }
+        Self { in_flight, spawns_min, pause: Duration::ZERO, began: Instant::now(), time, spawns: 0, stalls: Vec::new() }
+    }
+
+    /// With a sleep before each start.
+    pub(crate) fn pausing(mut self, pause: Duration) -> Self {
+        self.pause = pause;
+        self
+    }
+
+    /// Has the heat begin now, not when it was made.
+    pub(crate) fn begin(&mut self) {
+        self.began = Instant::now();
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight
     }
 
     /// The time from the first start to now, for one program.
@@ -91,6 +109,9 @@ impl Heat {
 
     /// Starts one, and takes the time.
     fn start<T>(&mut self, start: impl FnOnce() -> T) -> T {
+        if !self.pause.is_zero() {
+            std::thread::sleep(self.pause);
+        }
         let before = Instant::now();
         let started = start();
         self.stalls.push(before.elapsed());

@@ -44,8 +44,7 @@ const TOKIO: &str = "tokio::process";
 const SPAWN: [&str; IN_FLIGHT.len()] = ["spawn-64", "spawn-1"];
 const TRUE: &str = "spawn-true";
 const STALL: &str = "stall";
-/// The conditions under which stalls are told, and what of them.
-const STALL_HOSTS: [&str; 2] = ["busy", "plain"];
+/// What is told of stalls.
 const STALL_RANKS: [&str; 3] = ["p50", "p99", "max"];
 
 fn main() -> ExitCode {
@@ -108,13 +107,14 @@ fn tables() -> Vec<Table> {
     let hosts: Vec<&str> = CONDITIONS.iter().filter(|condition| condition.program.is_none()).map(|condition| condition.name).collect();
     let [many, one] = IN_FLIGHT.map(column);
     let title = |in_flight: usize| format!("From start to reaped, {in_flight} in flight, µs a program");
-    let stall_columns: Vec<String> = STALL_HOSTS.iter().flat_map(|host| STALL_RANKS.map(|rank| format!("{host} {rank}"))).collect();
+    let stall_hosts = CONDITIONS.iter().filter(|condition| condition.has_stalls);
+    let stall_columns: Vec<String> = stall_hosts.flat_map(|host| STALL_RANKS.map(|rank| format!("{} {rank}", host.name))).collect();
     let stall_columns: Vec<&str> = stall_columns.iter().map(String::as_str).collect();
     let mut tables = vec![
         Table::new(SPAWN[0], title(IN_FLIGHT[0]), &hosts).reference(FLOOR),
         Table::new(SPAWN[1], title(IN_FLIGHT[1]), &hosts).reference(FLOOR),
         Table::new(TRUE, "/bin/true from start to reaped, µs a program", &[&many, &one]).reference(FLOOR),
-        Table::new(STALL, format!("The time inside the starting call, {} in flight, µs", IN_FLIGHT[0]), &stall_columns),
+        Table::new(STALL, "The time inside the starting call of a host that sleeps between its starts, µs", &stall_columns),
     ];
     for table in &mut tables {
         for (row, _) in ROWS {
@@ -131,20 +131,19 @@ fn column(in_flight: usize) -> String {
 
 /// Takes in what a host has told.
 fn take(results: &mut Results, condition: &Condition, record: Record) {
-    let (row, in_flight, time, stall) = match record {
-        Record::Heat { row, in_flight, time, stall } => (row, in_flight, time, stall),
-        Record::Missing { row, reason } => return results.notes.push(format!("{}, {row}: {reason}", condition.name)),
-    };
     let [many, one, of_true, stalls] = &mut results.tables[..] else { return };
-    match condition.program {
-        Some(_) => of_true.add(&row, &column(in_flight), time),
-        None if in_flight == IN_FLIGHT[0] => many.add(&row, condition.name, time),
-        None => one.add(&row, condition.name, time),
-    }
-    if in_flight == IN_FLIGHT[0] && STALL_HOSTS.contains(&condition.name) {
-        for (rank, figure) in STALL_RANKS.iter().zip(stall) {
-            stalls.add(&row, &format!("{} {rank}", condition.name), figure);
+    match record {
+        Record::Spawn { row, in_flight, time } => match condition.program {
+            Some(_) => of_true.add(&row, &column(in_flight), time),
+            None if in_flight == IN_FLIGHT[0] => many.add(&row, condition.name, time),
+            None => one.add(&row, condition.name, time),
+        },
+        Record::Stall { row, ranks } => {
+            for (rank, figure) in STALL_RANKS.iter().zip(ranks) {
+                stalls.add(&row, &format!("{} {rank}", condition.name), figure);
+            }
         }
+        Record::Missing { row, reason } => results.notes.push(format!("{}, {row}: {reason}", condition.name)),
     }
 }
 
