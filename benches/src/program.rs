@@ -1,54 +1,160 @@
-//! The program that is started: the smallest there is, so that all that is measured is how it is started.
+//! The programs that are started: the smallest there are, so that all that is measured is how they are started, and what it costs to have them.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// exit(0), and the ELF number of the machine.
+/// What the program of [`write_line`] writes to stdout.
+pub const LINE: &[u8] = b"a line of output of a job that has one\n";
+
+/// The ELF number of the machine.
 #[cfg(target_arch = "x86_64")]
-const EXIT: (&[u8], u64) = (
-    &[
-        0x31, 0xff, // xor edi, edi
-        0xb8, 60, 0, 0, 0, // mov eax, 60
-        0x0f, 0x05, // syscall
-    ],
-    62,
-);
+const MACHINE: u64 = 62;
 #[cfg(target_arch = "aarch64")]
-const EXIT: (&[u8], u64) = (
-    &[
-        0x00, 0x00, 0x80, 0xd2, // mov x0, 0
-        0xa8, 0x0b, 0x80, 0xd2, // mov x8, 93
-        0x01, 0x00, 0x00, 0xd4, // svc 0
-    ],
-    183,
-);
+const MACHINE: u64 = 183;
+
+/// exit(0)
+#[cfg(target_arch = "x86_64")]
+const EXIT: &[u8] = &[
+    0x31, 0xff, // xor edi, edi
+    0xb8, 60, 0, 0, 0, // mov eax, 60
+    0x0f, 0x05, // syscall
+];
+#[cfg(target_arch = "aarch64")]
+const EXIT: &[u8] = &[
+    0x00, 0x00, 0x80, 0xd2, // mov x0, 0
+    0xa8, 0x0b, 0x80, 0xd2, // mov x8, 93
+    0x01, 0x00, 0x00, 0xd4, // svc 0
+];
+
+/// write(1, text, bytes), where the text stands behind [`EXIT`].
+#[cfg(target_arch = "x86_64")]
+const WRITE: &[u8] = &[
+    0xbf,
+    1,
+    0,
+    0,
+    0, // mov edi, 1
+    0xb8,
+    1,
+    0,
+    0,
+    0, // mov eax, 1
+    0x48,
+    0x8d,
+    0x35,
+    16,
+    0,
+    0,
+    0, // lea rsi, [rip + 16]
+    0xba,
+    LINE.len() as u8,
+    0,
+    0,
+    0, // mov edx, bytes
+    0x0f,
+    0x05, // syscall
+];
+#[cfg(target_arch = "aarch64")]
+const WRITE: &[u8] = &[
+    0x20,
+    0x00,
+    0x80,
+    0xd2, // mov x0, 1
+    0xe1,
+    0x00,
+    0x00,
+    0x10, // adr x1, 28
+    (LINE.len() << 5 | 2) as u8,
+    (LINE.len() >> 3) as u8,
+    0x80,
+    0xd2, // mov x2, bytes
+    0x08,
+    0x08,
+    0x80,
+    0xd2, // mov x8, 64
+    0x01,
+    0x00,
+    0x00,
+    0xd4, // svc 0
+];
+
+/// prctl(PR_SET_PDEATHSIG, SIGKILL); ppoll(NULL, 0, {600 s}, NULL): it ends with the thread that started it, and after ten minutes in any case.
+#[cfg(target_arch = "x86_64")]
+const IDLE: &[u8] = &[
+    0xbf, 1, 0, 0, 0, // mov edi, 1
+    0xbe, 9, 0, 0, 0, // mov esi, 9
+    0xb8, 157, 0, 0, 0, // mov eax, 157
+    0x0f, 0x05, // syscall
+    0x6a, 0, // push 0
+    0x68, 0x58, 0x02, 0, 0, // push 600
+    0x31, 0xff, // xor edi, edi
+    0x31, 0xf6, // xor esi, esi
+    0x48, 0x89, 0xe2, // mov rdx, rsp
+    0x45, 0x31, 0xd2, // xor r10d, r10d
+    0xb8, 0x0f, 0x01, 0, 0, // mov eax, 271
+    0x0f, 0x05, // syscall
+];
+#[cfg(target_arch = "aarch64")]
+const IDLE: &[u8] = &[
+    0x20, 0x00, 0x80, 0xd2, // mov x0, 1
+    0x21, 0x01, 0x80, 0xd2, // mov x1, 9
+    0xe8, 0x14, 0x80, 0xd2, // mov x8, 167
+    0x01, 0x00, 0x00, 0xd4, // svc 0
+    0x00, 0x00, 0x80, 0xd2, // mov x0, 0
+    0x01, 0x00, 0x80, 0xd2, // mov x1, 0
+    0x02, 0x4b, 0x80, 0xd2, // mov x2, 600
+    0xe2, 0x03, 0xbf, 0xa9, // stp x2, x0, [sp, -16]!
+    0xe2, 0x03, 0x00, 0x91, // mov x2, sp
+    0x03, 0x00, 0x80, 0xd2, // mov x3, 0
+    0x28, 0x09, 0x80, 0xd2, // mov x8, 73
+    0x01, 0x00, 0x00, 0xd4, // svc 0
+];
 
 /// Where it is mapped.
 const BASE: u64 = 0x40_0000;
 const FILE_HEADER_BYTES: u64 = 64;
 const SEGMENT_HEADER_BYTES: u64 = 56;
 
-/// Writes the program, a static executable, into `directory`.
+/// Writes the program that does nothing, a static executable, into `directory`.
 ///
 /// # Errors
 /// Those of open(2) and write(2).
 pub fn write(directory: &Path) -> io::Result<PathBuf> {
-    let path = directory.join("exit");
-    OpenOptions::new().write(true).create_new(true).mode(0o755).open(&path)?.write_all(&executable())?;
+    write_code(directory, "exit", EXIT)
+}
+
+/// Writes the program that writes [`LINE`] and ends.
+///
+/// # Errors
+/// As [`write()`].
+pub fn write_line(directory: &Path) -> io::Result<PathBuf> {
+    write_code(directory, "line", &[WRITE, EXIT, LINE].concat())
+}
+
+/// Writes the program that sleeps until it is killed. The kernel kills it when the thread that has started it ends, whatever becomes of the rest.
+///
+/// # Errors
+/// As [`write()`].
+pub fn write_idle(directory: &Path) -> io::Result<PathBuf> {
+    write_code(directory, "idle", &[IDLE, EXIT].concat())
+}
+
+fn write_code(directory: &Path, name: &str, code: &[u8]) -> io::Result<PathBuf> {
+    let path = directory.join(name);
+    OpenOptions::new().write(true).create_new(true).mode(0o755).open(&path)?.write_all(&executable(code))?;
     Ok(path)
 }
 
 /// An ELF file of one segment: the headers and the code; see elf(5).
-fn executable() -> Vec<u8> {
-    let (code, machine) = EXIT;
+fn executable(code: &[u8]) -> Vec<u8> {
     let code_at = FILE_HEADER_BYTES + SEGMENT_HEADER_BYTES;
     let bytes = code_at + code.len() as u64;
     // Each a value and its width in bytes.
     let headers = [
         (2, 2), // ET_EXEC
-        (machine, 2),
+        (MACHINE, 2),
         (1, 4),
         (BASE + code_at, 8),       // e_entry
         (FILE_HEADER_BYTES, 8),    // e_phoff
@@ -74,4 +180,29 @@ fn executable() -> Vec<u8> {
     }
     file.extend_from_slice(code);
     file
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::{LINE, write, write_idle, write_line};
+    use crate::Result;
+
+    #[test]
+    fn the_programs_do_what_they_say() -> Result<()> {
+        let directory = tempfile::tempdir()?;
+        let exit = Command::new(write(directory.path())?).output()?;
+        assert!(exit.status.success() && exit.stdout.is_empty());
+        let line = Command::new(write_line(directory.path())?).output()?;
+        assert!(line.status.success());
+        assert_eq!(line.stdout, LINE);
+        let mut idle = Command::new(write_idle(directory.path())?).stdin(Stdio::null()).spawn()?;
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let ended = idle.try_wait()?;
+        idle.kill()?;
+        idle.wait()?;
+        assert_eq!(ended, None);
+        Ok(())
+    }
 }

@@ -1,0 +1,89 @@
+//! Those that are compared.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use iron_exec::Timestamp;
+use iron_exec::framing::cri::{self, Stamp};
+use iron_exec::framing::{Ending, Piece};
+use iron_exec_benches::Result;
+
+use crate::floor::Bare;
+use crate::heat::Heat;
+use crate::iron::IronExec;
+use crate::peer::Tokio;
+
+pub(crate) const FLOOR: &str = "floor";
+pub(crate) const OURS: &str = "iron-exec";
+pub(crate) const UNCONFIRMED: &str = "iron-exec, unconfirmed";
+pub(crate) const PEER: &str = "tokio + cgroup.procs";
+const PEER_ALONE: &str = "tokio, no cgroup";
+
+/// All rows of the tables.
+pub(crate) const ROWS: [&str; 5] = [FLOOR, OURS, UNCONFIRMED, PEER, PEER_ALONE];
+
+/// One way to run jobs.
+pub(crate) trait Contender {
+    /// Runs jobs as long as the heat wants more, then the rest to their end.
+    fn run(&mut self, heat: &mut Heat) -> Result<()>;
+}
+
+/// What a contender has to itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    /// What is started.
+    pub(crate) program: PathBuf,
+    pub(crate) logs: PathBuf,
+    /// In which it makes those of its jobs; none where there are no cgroups.
+    pub(crate) cgroup: Option<PathBuf>,
+}
+
+impl Place {
+    /// Made below these.
+    pub(crate) fn new(name: &str, program: &Path, logs: &Path, cgroup: Option<&Path>) -> io::Result<Self> {
+        let name = name.replace([' ', ','], "_");
+        let place = Self { program: program.to_owned(), logs: logs.join(&name), cgroup: cgroup.map(|cgroup| cgroup.join(&name)) };
+        fs::create_dir(&place.logs)?;
+        if let Some(cgroup) = &place.cgroup {
+            fs::create_dir(cgroup)?;
+        }
+        Ok(place)
+    }
+
+    /// Removes it, once no job is left.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        fs::remove_dir_all(&self.logs)?;
+        self.cgroup.as_ref().map_or(Ok(()), fs::remove_dir)
+    }
+}
+
+/// The contender of that row; `None` if it cannot be had without cgroups.
+pub(crate) fn of(row: &str, place: &Place, in_flight_max: usize) -> Result<Option<Box<dyn Contender>>> {
+    let boxed: Box<dyn Contender> = match row {
+        FLOOR => Box::new(Bare::new(place, in_flight_max)?),
+        OURS => Box::new(IronExec::new(place, true)?),
+        UNCONFIRMED => Box::new(IronExec::new(place, false)?),
+        PEER if place.cgroup.is_none() => return Ok(None),
+        PEER => Box::new(Tokio::new(place, place.cgroup.clone())?),
+        _ => Box::new(Tokio::new(place, None)?),
+    };
+    Ok(Some(boxed))
+}
+
+/// Writes records: the same for all who have no log format of their own.
+pub(crate) struct Records(Stamp);
+
+impl Records {
+    pub(crate) fn new() -> Self {
+        Self(Stamp::new())
+    }
+
+    /// Appends the record of a line, which comes without its line feed, as of now.
+    pub(crate) fn encode(&mut self, out: &mut Vec<u8>, stream: iron_exec::OutputStream, line: &[u8]) {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        let nanos = u64::try_from(now.tv_sec).unwrap_or_default() * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or_default();
+        let piece = Piece { bytes: line, ending: Ending::Newline };
+        cri::encode(out, self.0.at(Timestamp::from_unix_nanos(nanos)), stream, piece);
+    }
+}
