@@ -30,54 +30,22 @@ const EXIT: &[u8] = &[
 
 /// write(1, text, bytes), where the text stands behind [`EXIT`].
 #[cfg(target_arch = "x86_64")]
+#[rustfmt::skip]
 const WRITE: &[u8] = &[
-    0xbf,
-    1,
-    0,
-    0,
-    0, // mov edi, 1
-    0xb8,
-    1,
-    0,
-    0,
-    0, // mov eax, 1
-    0x48,
-    0x8d,
-    0x35,
-    16,
-    0,
-    0,
-    0, // lea rsi, [rip + 16]
-    0xba,
-    LINE.len() as u8,
-    0,
-    0,
-    0, // mov edx, bytes
-    0x0f,
-    0x05, // syscall
+    0xbf, 1, 0, 0, 0, // mov edi, 1
+    0xb8, 1, 0, 0, 0, // mov eax, 1
+    0x48, 0x8d, 0x35, 16, 0, 0, 0, // lea rsi, [rip + 16]
+    0xba, LINE.len() as u8, 0, 0, 0, // mov edx, bytes
+    0x0f, 0x05, // syscall
 ];
 #[cfg(target_arch = "aarch64")]
+#[rustfmt::skip]
 const WRITE: &[u8] = &[
-    0x20,
-    0x00,
-    0x80,
-    0xd2, // mov x0, 1
-    0xe1,
-    0x00,
-    0x00,
-    0x10, // adr x1, 28
-    (LINE.len() << 5 | 2) as u8,
-    (LINE.len() >> 3) as u8,
-    0x80,
-    0xd2, // mov x2, bytes
-    0x08,
-    0x08,
-    0x80,
-    0xd2, // mov x8, 64
-    0x01,
-    0x00,
-    0x00,
-    0xd4, // svc 0
+    0x20, 0x00, 0x80, 0xd2, // mov x0, 1
+    0xe1, 0x00, 0x00, 0x10, // adr x1, 28
+    ((LINE.len() << 5) | 2) as u8, (LINE.len() >> 3) as u8, 0x80, 0xd2, // mov x2, bytes
+    0x08, 0x08, 0x80, 0xd2, // mov x8, 64
+    0x01, 0x00, 0x00, 0xd4, // svc 0
 ];
 
 /// prctl(PR_SET_PDEATHSIG, SIGKILL); ppoll(NULL, 0, {600 s}, NULL): it ends with the thread that started it, and after ten minutes in any case.

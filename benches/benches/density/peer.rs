@@ -1,6 +1,6 @@
 //! What can be made of tokio: a task for each job, on a runtime of one thread, which is this one.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::process::Stdio;
@@ -26,18 +26,29 @@ pub(crate) struct Tokio {
     pids: Vec<Pid>,
     /// All that there ever were.
     jobs: usize,
+    /// Of these, those whose tasks have come so far as to wait.
+    waiting: Rc<Cell<usize>>,
 }
 
 impl Tokio {
     pub(crate) fn new(place: Place, is_logged: bool) -> Result<Self> {
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(Self { place, is_logged, runtime, tasks: LocalSet::new(), running: JoinSet::new(), pids: Vec::new(), jobs: 0 })
+        Ok(Self {
+            place,
+            is_logged,
+            runtime,
+            tasks: LocalSet::new(),
+            running: JoinSet::new(),
+            pids: Vec::new(),
+            jobs: 0,
+            waiting: Rc::default(),
+        })
     }
 }
 
 impl Contender for Tokio {
     fn start(&mut self, jobs: usize) -> Result<()> {
-        let Self { place, is_logged, runtime, tasks, running, pids, jobs: number } = self;
+        let Self { place, is_logged, runtime, tasks, running, pids, jobs: number, waiting } = self;
         tasks.block_on(runtime, async {
             for _ in 0..jobs {
                 *number += 1;
@@ -49,13 +60,14 @@ impl Contender for Tokio {
                 if *is_logged {
                     let log = place.logs.join(format!("job_{number}.log"));
                     let log = BufWriter::new(OpenOptions::new().append(true).create_new(true).open(log)?);
-                    running.spawn_local(run(child, Rc::new(RefCell::new(log))));
+                    running.spawn_local(run(child, Rc::new(RefCell::new(log)), Rc::clone(waiting)));
                 } else {
-                    running.spawn_local(wait(child));
+                    running.spawn_local(wait(child, Rc::clone(waiting)));
                 }
             }
-            // All tasks have run once now, and wait.
-            tokio::task::yield_now().await;
+            while waiting.get() < *number {
+                tokio::task::yield_now().await;
+            }
             Ok(())
         })
     }
@@ -83,12 +95,14 @@ impl Contender for Tokio {
     }
 }
 
-async fn wait(mut child: Child) -> Result<()> {
+async fn wait(mut child: Child, waiting: Rc<Cell<usize>>) -> Result<()> {
+    waiting.set(waiting.get() + 1);
     child.wait().await?;
     Ok(())
 }
 
-async fn run(mut child: Child, log: Rc<RefCell<BufWriter<File>>>) -> Result<()> {
+async fn run(mut child: Child, log: Rc<RefCell<BufWriter<File>>>, waiting: Rc<Cell<usize>>) -> Result<()> {
+    waiting.set(waiting.get() + 1);
     let (stdout, stderr) = (child.stdout.take().ok_or("no stdout")?, child.stderr.take().ok_or("no stderr")?);
     tokio::try_join!(copy(stdout, &log), copy(stderr, &log))?;
     child.wait().await?;
