@@ -134,7 +134,7 @@ fn bench() -> Result<()> {
                 let mut host = host::again()?;
                 host.args(["host", row, column, &jobs.to_string()]).arg(&program).arg(stage.logs.path());
                 host.arg(cgroup.as_ref().map_or("".as_ref(), |cgroup| cgroup.path().as_os_str()));
-                host.args(std::env::args().filter(|arg| arg.starts_with("--")));
+                host.args(std::env::args().skip(1));
                 stage.play(&format!("{row}, {column}"), &mut host, &mut results)?;
             }
         }

@@ -45,13 +45,14 @@ impl Heat {
 }
 
 /// Plays a host.
-pub(crate) fn play(condition: &str, program: &Path, logs: &Path, cgroup: &str) -> Result<()> {
+pub(crate) fn play(condition: &str, program: &Path, logs: &Path, cgroup: &str, words: &[&str]) -> Result<()> {
     host::end_with_parent()?;
     let (column, fds) = *CONDITIONS.iter().find(|(name, _)| *name == condition).ok_or("no such condition")?;
     host::raise_nofile(fds + FDS_SPARE)?;
     let cgroup = Some(Path::new(cgroup)).filter(|path| !path.as_os_str().is_empty());
     let mut contenders = Vec::new();
-    for row in contender::ROWS {
+    let is_asked = |row: &&str| words.is_empty() || words.iter().any(|word| row.contains(word));
+    for row in contender::ROWS.into_iter().filter(is_asked) {
         let place = Place::new(row, program, logs, cgroup)?;
         if let Some(contender) = contender::of(row, &place, IN_FLIGHT[IN_FLIGHT.len() - 1])? {
             contenders.push((row, place, contender));

@@ -4,6 +4,7 @@
 //! ```sh
 //! cargo bench -p iron-exec-benches --bench job             # a minute or two
 //! cargo bench -p iron-exec-benches --bench job -- --quick  # a fifth of it
+//! cargo bench -p iron-exec-benches --bench job -- floor unconfirmed  # only the rows with one of these words in their name
 //! ```
 //!
 //! - `floor`: bare system calls, for this one purpose: no table of jobs, no deadlines, no errors that are handled.
@@ -34,7 +35,9 @@ const CONDITIONS: [(&str, usize); 3] = [("plain", 0), ("5k fds", 5_000), ("15k f
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let done = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["host", condition, program, logs, cgroup, ..] => heat::play(condition, program.as_ref(), logs.as_ref(), cgroup),
+        ["host", condition, program, logs, cgroup, ref rest @ ..] => {
+            heat::play(condition, program.as_ref(), logs.as_ref(), cgroup, &words(rest))
+        }
         _ => bench(),
     };
     match done {
@@ -44,6 +47,11 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The arguments that are not flags.
+fn words<'a>(args: &[&'a str]) -> Vec<&'a str> {
+    args.iter().copied().filter(|arg| !arg.starts_with("--")).collect()
 }
 
 /// The table for so many in flight.
@@ -78,7 +86,7 @@ fn bench() -> Result<()> {
         let mut host = host::again()?;
         host.args(["host", name]).arg(&program).arg(stage.logs.path());
         host.arg(cgroup.as_ref().map_or("".as_ref(), |cgroup| cgroup.path().as_os_str()));
-        host.args(std::env::args().filter(|arg| arg.starts_with("--")));
+        host.args(std::env::args().skip(1));
         stage.play(name, &mut host, &mut results)?;
     }
     goals(&mut results);
