@@ -4,12 +4,15 @@
 //! - `counted`: what does not depend on the machine, checked against bounds: system calls and allocations of the host for a job, a line and a turn of
 //!   nothing, and instructions for a line.
 //! - `density`: what thousands of idle jobs cost: their start, memory, an idle loop's CPU time, a turn in which few of them are ready, and their end.
+//! - `fanin`: how fast the lines of thousands of jobs get into their logs when they all write at once.
 //! - `framing`: how fast output is cut into lines, and records are written and read.
 //! - `job`: what a whole job costs, with a cgroup, a log, two pipes and a status, beside the floor and what can be made of tokio.
 //! - `latency`: how long it takes from the end of a process until the code that waits for it knows, in every way that a worker can be embedded.
+//! - `logs`: how fast the output of one job gets into its log, and at what cost, beside read and write, `cat`, tokio and conmon.
 //! - `spawn`: what it costs to start a tiny program and to reap it, and how long the caller is held up meanwhile, beside posix_spawn, std and
 //!   tokio, under conditions that hosts live in: many descriptors, much memory, busy CPUs.
 
+pub mod disk;
 pub mod floor;
 pub mod host;
 mod pace;

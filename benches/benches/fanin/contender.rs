@@ -1,0 +1,117 @@
+//! The hosts that are played.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use iron_exec::framing::cri::RECORD_OVERHEAD_BYTES;
+use iron_exec_benches::host::{end_with_parent, raise_nofile};
+use nix::unistd::alarm;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use crate::epoll::Epoll;
+use crate::ours::Ours;
+use crate::tokio::Tokio;
+use crate::{LINE_BYTES, Result};
+
+/// Of the read end, of the write end or the process, and of the log.
+const FDS_PER_JOB: usize = 3;
+/// Descriptors beside those.
+const FDS_SPARE: usize = 300;
+/// A host that is left alone, or takes longer for one answer, is stuck.
+const TIME_MAX_SECONDS: u32 = 120;
+
+/// A row.
+pub(crate) struct Contender {
+    pub(crate) name: &'static str,
+    make: fn(usize, &Path) -> Result<Box<dyn Drain>>,
+}
+
+pub(crate) const CONTENDERS: [Contender; 4] = [
+    Contender { name: "floor", make: |jobs, directory| Ok(Box::new(Epoll::new(jobs, directory)?)) },
+    Contender { name: "iron-exec", make: |jobs, directory| Ok(Box::new(Ours::new(jobs, Some(jobs), directory)?)) },
+    Contender { name: "iron-exec, 512 open logs", make: |jobs, directory| Ok(Box::new(Ours::new(jobs, None, directory)?)) },
+    Contender { name: "tokio", make: |jobs, directory| Ok(Box::new(Tokio::new(jobs, directory)?)) },
+];
+
+/// One who reads from many pipes, and writes what comes to as many logs.
+pub(crate) trait Drain {
+    /// Where the pipes can be opened to be written to, and the logs.
+    fn ends(&self) -> Result<Vec<(PathBuf, PathBuf)>>;
+
+    /// In each pipe are so many lines. Brings them into the logs; these have `bytes` bytes each then. Returns how long that took.
+    fn drain(&mut self, lines: usize, bytes: u64) -> Result<Duration>;
+
+    /// Lets go of everything.
+    fn end(self: Box<Self>) -> Result<()>;
+}
+
+/// Plays a host: says where its pipes are, and then, for each line that it is told, how many nanoseconds it took to bring so many lines of each into its log.
+pub(crate) fn play(name: &str, jobs: &str, directory: &Path) -> Result<()> {
+    end_with_parent()?;
+    // A line each: what goes wrong is one, too.
+    let answered = answer(name, jobs.parse()?, directory);
+    if let Err(error) = answered {
+        println!("{}", error.to_string().replace('\n', " "));
+    }
+    Ok(())
+}
+
+fn answer(name: &str, jobs: usize, directory: &Path) -> Result<()> {
+    alarm::set(TIME_MAX_SECONDS);
+    raise_nofile(FDS_PER_JOB * jobs + FDS_SPARE)?;
+    let own = tempfile::tempdir_in(directory)?;
+    let contender = CONTENDERS.iter().find(|known| known.name == name).ok_or("no such contender")?;
+    let mut contender = (contender.make)(jobs, own.path())?;
+    let (pipes, logs): (Vec<PathBuf>, Vec<PathBuf>) = contender.ends()?.into_iter().unzip();
+    let mut stdout = io::stdout().lock();
+    for pipe in pipes {
+        writeln!(stdout, "ok {}", pipe.display())?;
+    }
+    let mut written = 0;
+    for lines in io::stdin().lock().lines() {
+        alarm::set(TIME_MAX_SECONDS);
+        let lines = lines?.parse()?;
+        written += lines as u64;
+        let bytes = written * (LINE_BYTES - 1 + RECORD_OVERHEAD_BYTES) as u64;
+        let time = contender.drain(lines, bytes)?;
+        for log in &logs {
+            let length = fs::metadata(log)?.len();
+            if length != bytes {
+                return Err(format!("{}: has {length} bytes instead of {bytes}", log.display()).into());
+            }
+        }
+        writeln!(stdout, "ok {}", time.as_nanos())?;
+    }
+    contender.end()
+}
+
+/// A pipe that is no job's, and its log.
+pub(crate) struct Pipe {
+    /// Does not block.
+    pub(crate) read: OwnedFd,
+    /// To be opened again by who writes.
+    pub(crate) write: OwnedFd,
+    pub(crate) log: File,
+    path: PathBuf,
+}
+
+impl Pipe {
+    pub(crate) fn new(number: usize, directory: &Path) -> Result<Self> {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        let path = directory.join(number.to_string());
+        let log = File::options().append(true).create_new(true).open(&path)?;
+        Ok(Self { read, write, log, path })
+    }
+
+    pub(crate) fn ends(&self) -> (PathBuf, PathBuf) {
+        (place(std::process::id(), self.write.as_raw_fd()), self.path.clone())
+    }
+}
+
+/// Where a descriptor of a process can be opened again.
+pub(crate) fn place(pid: u32, fd: i32) -> PathBuf {
+    format!("/proc/{pid}/fd/{fd}").into()
+}
