@@ -16,10 +16,11 @@ use crate::ours::Ours;
 use crate::tokio::Tokio;
 use crate::{LINE_BYTES, Result};
 
+const RECORD_BYTES: usize = LINE_BYTES - 1 + RECORD_OVERHEAD_BYTES;
 /// Of the read end, of the write end or the process, and of the log.
 const FDS_PER_JOB: usize = 3;
 /// Descriptors beside those.
-const FDS_SPARE: usize = 300;
+pub(crate) const FDS_SPARE: usize = 300;
 /// A host that is left alone, or takes longer for one answer, is stuck.
 const TIME_MAX_SECONDS: u32 = 120;
 
@@ -41,14 +42,15 @@ pub(crate) trait Drain {
     /// Where the pipes can be opened to be written to, and the logs.
     fn ends(&self) -> Result<Vec<(PathBuf, PathBuf)>>;
 
-    /// In each pipe are so many lines. Brings them into the logs; these have `bytes` bytes each then. Returns how long that took.
+    /// So many lines are in each pipe, or on their way there. Brings them into the logs; these have `bytes` bytes each then. Returns how long that took.
     fn drain(&mut self, lines: usize, bytes: u64) -> Result<Duration>;
 
     /// Lets go of everything.
     fn end(self: Box<Self>) -> Result<()>;
 }
 
-/// Plays a host: says where its pipes are, and then, for each line that it is told, how many nanoseconds it took to bring so many lines of each into its log.
+/// Plays a host: says where its pipes are, and then, for each line that it is told, how many nanoseconds it took to bring so many lines of each into its log;
+/// with 0 of them, it empties the logs.
 pub(crate) fn play(name: &str, jobs: &str, directory: &Path) -> Result<()> {
     end_with_parent()?;
     // A line each: what goes wrong is one, too.
@@ -70,12 +72,17 @@ fn answer(name: &str, jobs: usize, directory: &Path) -> Result<()> {
     for pipe in pipes {
         writeln!(stdout, "ok {}", pipe.display())?;
     }
-    let mut written = 0;
+    let mut bytes = 0;
     for lines in io::stdin().lock().lines() {
         alarm::set(TIME_MAX_SECONDS);
-        let lines = lines?.parse()?;
-        written += lines as u64;
-        let bytes = written * (LINE_BYTES - 1 + RECORD_OVERHEAD_BYTES) as u64;
+        let lines: usize = lines?.parse()?;
+        if lines == 0 {
+            logs.iter().try_for_each(|log| File::options().write(true).open(log)?.set_len(0))?;
+            bytes = 0;
+            writeln!(stdout, "ok 0")?;
+            continue;
+        }
+        bytes += (lines * RECORD_BYTES) as u64;
         let time = contender.drain(lines, bytes)?;
         for log in &logs {
             let length = fs::metadata(log)?.len();

@@ -3,12 +3,17 @@
 //! ```sh
 //! cargo bench -p iron-exec-benches --bench fanin             # about two minutes
 //! cargo bench -p iron-exec-benches --bench fanin -- --quick  # some twenty seconds
+//! cargo bench -p iron-exec-benches --bench fanin -- 6,000    # only the columns with one of these words in their name
 //! ```
 //!
-//! Each contender is a host of its own, and reads from as many pipes as there are jobs. This process writes into every one of them, a line of 80 bytes or ten of them, and
-//! only then tells the host, whose clock runs until the last line is in its log: so it is the host that is measured, not who writes. Between two times each pipe is silent for
-//! two milliseconds at least: iron-exec lets what comes faster gather for up to one ([`Builder::coalesce_time`](iron_exec::Builder::coalesce_time)), and a line after
-//! a moment's silence is read at once.
+//! Each contender is a host of its own, and reads from as many pipes as there are jobs. This process writes into them, one after the other and again and again, a line of 80 bytes
+//! or ten of them at a time. The host's clock runs until the last line is in its log. There are two kinds of tables:
+//!
+//! - `fanin-lines`, `fanin-bursts`: the host reads while this process writes, as fast as it can; it waits where a pipe is full. Who is slower than that finds more in a pipe at
+//!   a time. Nobody can be faster.
+//! - `fanin-filled-lines`, `fanin-filled-bursts`: every pipe gets one write, and only then the host is told. So it is the host alone that is measured, where there is the least to read
+//!   at a time. Before that each pipe is silent for two milliseconds at least: iron-exec lets what comes faster gather for up to one
+//!   ([`Builder::coalesce_time`](iron_exec::Builder::coalesce_time)), and reads a line after a moment's silence at once.
 //!
 //! The jobs of iron-exec are processes that wait, and their pipes those that it has given them. The others have pipes without jobs. All have one log for a pipe, on the disk,
 //! and write the same records with the same code for their text; that each log holds all of its lines, and nothing else, is checked every time, outside of the clock.
@@ -16,18 +21,16 @@
 //! iron-exec keeps 512 logs open by default, and opens the others for each write. The row `iron-exec` keeps all of them open, as the other rows do; `iron-exec, 512 open logs` is
 //! the default.
 
-use std::fs::OpenOptions;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{ChildStdin, ChildStdout, ExitCode, Stdio};
 use std::time::Duration;
 
-use iron_exec_benches::host::{Ours, again};
+use iron_exec_benches::host::{Ours, again, raise_nofile};
 use iron_exec_benches::{Pace, Relation, Result, Results, Table, disk};
-use rustix::fs::OFlags;
 
-use contender::CONTENDERS;
+use contender::{CONTENDERS, FDS_SPARE};
 
 mod contender;
 mod epoll;
@@ -39,36 +42,46 @@ const LINE_BYTES: usize = 80;
 /// How long each pipe is silent before it is written to.
 const SILENCE: Duration = Duration::from_millis(2);
 
-/// What is written into each pipe at a time.
+/// How the pipes are written to.
 struct Kind {
     table: &'static str,
     text: &'static str,
+    /// In one write.
     lines: usize,
+    /// Whether all pipes are filled before the host reads.
+    is_filled: bool,
+    /// What the speed is to be, times tokio's.
+    tokio_bound: Option<f64>,
 }
 
-const KINDS: [Kind; 2] = [
-    Kind { table: "fanin-lines", text: "a line of each job at a time", lines: 1 },
-    Kind { table: "fanin-bursts", text: "ten lines of each job at a time", lines: 10 },
+const KINDS: [Kind; 4] = [
+    Kind { table: "fanin-lines", text: "single lines", lines: 1, is_filled: false, tokio_bound: Some(1.7) },
+    Kind { table: "fanin-bursts", text: "bursts of ten lines", lines: 10, is_filled: false, tokio_bound: Some(3.5) },
+    Kind { table: "fanin-filled-lines", text: "one line waiting in each pipe", lines: 1, is_filled: true, tokio_bound: None },
+    Kind { table: "fanin-filled-bursts", text: "ten lines waiting in each pipe", lines: 10, is_filled: true, tokio_bound: None },
 ];
 
 /// A column.
 struct Size {
     name: &'static str,
     jobs: usize,
+    /// How often all pipes are written to in a round, a line at a time; with ten it is a fifth of that.
+    writes: usize,
     /// How often all pipes are filled in a round.
     fills: usize,
 }
 
-const SMOKE: [Size; 2] = [Size { name: "1 job", jobs: 1, fills: 3 }, Size { name: "40 jobs", jobs: 40, fills: 3 }];
+const SMOKE: [Size; 2] =
+    [Size { name: "1 job", jobs: 1, writes: 1000, fills: 3 }, Size { name: "40 jobs", jobs: 40, writes: 50, fills: 3 }];
 const QUICK: [Size; 3] = [
-    Size { name: "1 job", jobs: 1, fills: 100 },
-    Size { name: "1,000 jobs", jobs: 1000, fills: 10 },
-    Size { name: "6,000 jobs", jobs: 6000, fills: 3 },
+    Size { name: "1 job", jobs: 1, writes: 50_000, fills: 50 },
+    Size { name: "1,000 jobs", jobs: 1000, writes: 100, fills: 5 },
+    Size { name: "6,000 jobs", jobs: 6000, writes: 50, fills: 2 },
 ];
 const FULL: [Size; 3] = [
-    Size { name: "1 job", jobs: 1, fills: 300 },
-    Size { name: "1,000 jobs", jobs: 1000, fills: 20 },
-    Size { name: "6,000 jobs", jobs: 6000, fills: 6 },
+    Size { name: "1 job", jobs: 1, writes: 300_000, fills: 200 },
+    Size { name: "1,000 jobs", jobs: 1000, writes: 500, fills: 20 },
+    Size { name: "6,000 jobs", jobs: 6000, writes: 150, fills: 6 },
 ];
 
 fn main() -> ExitCode {
@@ -76,7 +89,7 @@ fn main() -> ExitCode {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match args[..] {
         ["host", contender, jobs, directory] => contender::play(contender, jobs, directory.as_ref()),
-        _ => bench(),
+        _ => bench(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -87,9 +100,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn bench() -> Result<()> {
+fn bench(args: &[&str]) -> Result<()> {
     let pace = Pace::from_args();
+    let words: Vec<&str> = args.iter().copied().filter(|arg| !arg.starts_with('-')).collect();
+    let is_asked = |size: &&Size| words.is_empty() || words.iter().any(|word| size.name.contains(word));
     let sizes: &[Size] = pace.of(&SMOKE, &QUICK, &FULL);
+    let sizes: Vec<&Size> = sizes.iter().filter(is_asked).collect();
     let mut results = Results::begin("fanin", pace)?;
     let (directory, file_system) = disk::directory(env!("CARGO_TARGET_TMPDIR"))?;
     let columns: Vec<&str> = sizes.iter().map(|size| size.name).collect();
@@ -106,8 +122,9 @@ fn bench() -> Result<()> {
     }
     results.notes.push(format!("The logs are on {file_system}."));
     let largest = columns.last().copied().unwrap_or_default();
-    for (kind, tokio_bound) in KINDS.iter().zip([1.7, 3.5]) {
-        for (other, whose, bound) in [("floor", "the floor's", 0.9), ("tokio", "tokio's", tokio_bound)] {
+    for kind in &KINDS {
+        let bounds = [("floor", "the floor's", Some(0.9)), ("tokio", "tokio's", kind.tokio_bound)];
+        for (other, whose, bound) in bounds.into_iter().filter_map(|(other, whose, bound)| Some((other, whose, bound?))) {
             let found = results.ratio(kind.table, ("iron-exec", largest), (other, largest));
             results.goal(format!("fan-in, {largest}, {}: speed, times {whose}", kind.text), Relation::AtLeast, bound, found);
         }
@@ -117,10 +134,14 @@ fn bench() -> Result<()> {
 
 /// Fills a column: the contenders take turns, round after round.
 fn compare(size: &Size, rounds: usize, directory: &Path, results: &mut Results) -> Result<()> {
+    if let Err(error) = raise_nofile(size.jobs + FDS_SPARE) {
+        results.notes.push(format!("{} are not measured: {error}", size.name));
+        return Ok(());
+    }
     let own = tempfile::tempdir_in(directory)?;
     let mut hosts = Vec::new();
     for contender in &CONTENDERS {
-        match Host::start(contender.name, size.jobs, own.path()) {
+        match Host::start(contender.name, size, own.path()) {
             Ok(host) => hosts.push(host),
             Err(error) => results.notes.push(format!("{}, {}, is not measured: {error}", contender.name, size.name)),
         }
@@ -134,7 +155,7 @@ fn compare(size: &Size, rounds: usize, directory: &Path, results: &mut Results) 
         let mut failed = Vec::new();
         for host in &mut hosts {
             for (kind, table) in KINDS.iter().zip(&mut results.tables) {
-                match host.lines_per_micro(kind.lines, size.fills) {
+                match host.lines_per_micro(kind, size) {
                     Ok(figure) => table.add(host.name, size.name, figure),
                     Err(error) => {
                         results.notes.push(format!("{}, {}, has failed: {error}", host.name, size.name));
@@ -156,43 +177,61 @@ struct Host {
     process: Ours,
     asks: ChildStdin,
     says: BufReader<ChildStdout>,
-    /// As paths to be opened: so many descriptors of several hosts would be too many for one process.
+    /// As paths: as many open descriptors for every host would be too many for one process.
     pipes: Vec<String>,
 }
 
 impl Host {
-    fn start(name: &'static str, jobs: usize, directory: &Path) -> Result<Self> {
+    fn start(name: &'static str, size: &Size, directory: &Path) -> Result<Self> {
         let mut command = again()?;
-        command.args(["host", name, &jobs.to_string()]).arg(directory).stdin(Stdio::piped());
+        command.args(["host", name, &size.jobs.to_string()]).arg(directory).stdin(Stdio::piped());
         let mut process = Ours(command.spawn()?);
         let (asks, says) = process.0.stdin.take().zip(process.0.stdout.take()).ok_or("the host has no pipes")?;
         let mut host = Self { name, process, asks, says: BufReader::new(says), pipes: Vec::new() };
-        for _ in 0..jobs {
+        for _ in 0..size.jobs {
             let pipe = host.answer()?;
             host.pipes.push(pipe);
         }
         // What happens only once is not measured.
         for kind in &KINDS {
-            host.lines_per_micro(kind.lines, 1)?;
+            host.lines_per_micro(kind, &Size { writes: 10, fills: 1, ..*size })?;
         }
         Ok(host)
     }
 
-    /// Fills all pipes so often. Returns how many lines the host has written to the logs in a microsecond: millions in a second.
+    /// Returns how many lines the host has written to the logs in a microsecond: millions in a second.
     #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
-    fn lines_per_micro(&mut self, lines: usize, fills: usize) -> Result<f64> {
-        let bytes = line().repeat(lines);
-        let mut time = Duration::ZERO;
-        for _ in 0..fills {
-            std::thread::sleep(SILENCE);
-            for pipe in &self.pipes {
-                let mut pipe = OpenOptions::new().write(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(pipe)?;
-                pipe.write_all(&bytes)?;
+    fn lines_per_micro(&mut self, kind: &Kind, size: &Size) -> Result<f64> {
+        let pipes: Vec<File> = self.pipes.iter().map(|pipe| File::options().write(true).open(pipe)).collect::<io::Result<_>>()?;
+        let bytes = line().repeat(kind.lines);
+        let write = |times| (0..times).try_for_each(|_| pipes.iter().try_for_each(|mut pipe| pipe.write_all(&bytes)));
+        let (time, writes) = if kind.is_filled {
+            let mut time = Duration::ZERO;
+            for _ in 0..size.fills {
+                std::thread::sleep(SILENCE);
+                write(1)?;
+                self.ask(kind.lines)?;
+                time += self.time()?;
             }
-            writeln!(self.asks, "{lines}")?;
-            time += Duration::from_nanos(self.answer()?.parse()?);
-        }
-        Ok((lines * fills * self.pipes.len()) as f64 / (time.as_secs_f64() * 1e6))
+            (time, size.fills)
+        } else {
+            let writes = if kind.lines == 1 { size.writes } else { size.writes / 5 };
+            self.ask(writes * kind.lines)?;
+            write(writes)?;
+            (self.time()?, writes)
+        };
+        self.ask(0)?;
+        self.answer()?;
+        Ok((kind.lines * writes * pipes.len()) as f64 / (time.as_secs_f64() * 1e6))
+    }
+
+    /// So many lines of each pipe are to be brought into its log; with 0 of them, all logs are to be emptied.
+    fn ask(&mut self, lines: usize) -> io::Result<()> {
+        writeln!(self.asks, "{lines}")
+    }
+
+    fn time(&mut self) -> Result<Duration> {
+        Ok(Duration::from_nanos(self.answer()?.parse()?))
     }
 
     fn answer(&mut self) -> Result<String> {
