@@ -1,5 +1,6 @@
 //! Benchmarks of iron-exec, and what they share.
 //!
+//! - `batch`: the command-line tool as a whole program: ten thousand commands, beside xargs and GNU parallel.
 //! - `coalesce`: what it saves to let the output of a job that writes in small pieces gather in its pipe for a moment.
 //! - `counted`: what does not depend on the machine, checked against bounds: system calls and allocations of the host for a job, a line and a turn of
 //!   nothing, and instructions for a line.
@@ -9,6 +10,8 @@
 //! - `job`: what a whole job costs, with a cgroup, a log, two pipes and a status, beside the floor and what can be made of tokio.
 //! - `latency`: how long it takes from the end of a process until the code that waits for it knows, in every way that a worker can be embedded.
 //! - `logs`: how fast the output of one job gets into its log, and at what cost, beside read and write, `cat`, tokio and conmon.
+//! - `latency`: how long it takes until somebody knows: of a process's end, in every way that a worker can be embedded; of a line in a log; of a stopped job's tree
+//!   being gone.
 //! - `spawn`: what it costs to start a tiny program and to reap it, and how long the caller is held up meanwhile, beside posix_spawn, std and
 //!   tokio, under conditions that hosts live in: many descriptors, much memory, busy CPUs.
 
@@ -19,6 +22,7 @@ mod pace;
 pub mod program;
 pub mod results;
 pub mod stage;
+pub mod tool;
 
 pub use pace::Pace;
 pub use results::{Goal, Relation, Results, Table};

@@ -1,110 +1,48 @@
 //! How long it takes from the end of a process until the code that waits for it knows: in every way that a worker can be embedded, beside a bare pidfd in epoll, and
-//! beside tokio's own processes.
+//! beside the processes of tokio and async-process.
 //!
-//! ```sh
-//! cargo bench -p iron-exec-benches --bench latency             # half a minute
-//! cargo bench -p iron-exec-benches --bench latency -- --quick  # a tenth of it
-//! ```
-//!
-//! A process that sleeps is killed, and the clock runs from right before the kill(2) until the waiting code has the end in its hands. All ways take turns, round after
-//! round, in one process; a figure is the median over the rounds of that percentile within a round, with the smallest and largest behind the median. What counts is the ratio to
-//! the first line, within one run.
+//! A process that sleeps is killed, and the clock runs from right before the kill(2) until the waiting code has the end in its hands.
 //!
 //! Jobs have no output and no cgroup here: what is measured is the way from the kernel to the code. A handle waits for the job's being over, the others for its exit; both come
-//! with one turn. The process of the first line begins a session of its own, as every job does; that of the second line does not.
+//! with one turn. The process of the floor begins a session of its own, as every job does; that of the second line, as those of the peers, does not.
 
-use std::collections::BTreeMap;
-use std::error::Error;
 use std::os::fd::{AsFd, AsRawFd};
-use std::process::{Command as Process, ExitCode, Stdio};
+use std::process::{Command as Process, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use iron_exec::calloop::WorkerSource;
 use iron_exec::tokio::AsyncWorker;
 use iron_exec::{Capture, CgroupBase, Command, Event, Events, Handle, JobId, ShutdownMode, Status, Worker};
+use iron_exec_benches::{Result, Results};
 use mio::unix::SourceFd;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::event::epoll;
 use rustix::process::{PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 
-type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+use crate::Way;
 
-/// One way to wait: takes so many samples.
-type Way = fn(usize) -> Result<Vec<Duration>>;
-
-const WAYS: [(&str, Way); 11] = [
-    ("bare pidfd in epoll, own session", bare_session),
-    ("bare pidfd in epoll, our session", bare),
-    ("Worker::turn", turn),
-    ("epoll of the host's own", own_epoll),
-    ("mio of the host's own", own_mio),
-    ("calloop: WorkerSource", in_calloop),
-    ("tokio, one thread: AsyncWorker", in_tokio),
-    ("tokio, threads: Handle in a task", in_tokio_threads),
-    ("Worker::run, Handle in a thread", in_threads),
-    ("tokio::process, one thread", tokio_process),
-    ("tokio::process, threads", tokio_process_threads),
-];
-
-/// Rounds, and samples in each.
-const FULL: (usize, usize) = (9, 200);
-const QUICK: (usize, usize) = (5, 40);
-/// To see that it works: what `cargo test` asks of a benchmark.
-const SMOKE: (usize, usize) = (1, 3);
-
-fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args().collect();
-    let has = |flag: &str| args.iter().any(|arg| arg == flag);
-    let (rounds, samples) = match () {
-        () if has("--quick") => QUICK,
-        () if has("--bench") => FULL,
-        () => SMOKE,
-    };
-    match bench(rounds, samples) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn bench(rounds: usize, samples: usize) -> Result<()> {
-    let mut percentiles = BTreeMap::<usize, (Vec<Duration>, Vec<Duration>)>::new();
-    for _ in 0..rounds {
-        for (index, (_, way)) in WAYS.iter().enumerate() {
-            let mut taken = way(samples)?;
-            taken.sort_unstable();
-            let (p50s, p99s) = percentiles.entry(index).or_default();
-            p50s.push(taken[samples / 2]);
-            p99s.push(taken[samples * 99 / 100]);
-        }
-    }
-    println!("exit to event, µs; {rounds} rounds of {samples}");
-    println!("{:<36}{:>8}{:>18}{:>8}{:>8}{:>18}", "", "p50", "(min-max)", "ratio", "p99", "(min-max)");
-    let floor = percentiles.get(&0).map_or(Duration::ZERO, |(p50s, _)| median(p50s));
-    for (index, (p50s, p99s)) in &percentiles {
-        let spread = |times: &[Duration]| {
-            let ends = times.iter().min().zip(times.iter().max());
-            ends.map_or(String::new(), |(min, max)| format!("({:.0}-{:.0})", micros(*min), micros(*max)))
-        };
-        let (p50, p99) = (median(p50s), median(p99s));
-        let ratio = p50.div_duration_f64(floor);
-        println!("{:<36}{:>8.1}{:>18}{ratio:>8.2}{:>8.1}{:>18}", WAYS[*index].0, micros(p50), spread(p50s), micros(p99), spread(p99s));
-    }
+/// Fills the table `latency-exit`.
+pub(crate) fn measure(results: &mut Results) -> Result<()> {
+    let ways = vec![
+        Way::new("floor", bare_session),
+        Way::new("floor, no session of its own", bare),
+        Way::new("iron-exec", turn),
+        Way::new("iron-exec in an epoll", own_epoll),
+        Way::new("iron-exec in a mio", own_mio),
+        Way::new("iron-exec in calloop", in_calloop),
+        Way::new("iron-exec in tokio, one thread", in_tokio),
+        Way::new("iron-exec in tokio, threads: Handle", in_tokio_threads),
+        Way::new("iron-exec in a thread: Handle", in_threads),
+        Way::new("tokio, one thread", tokio_process),
+        Way::new("tokio, threads", tokio_process_threads),
+        Way::new("async-process", async_process),
+    ];
+    let pace = results.pace.of((1, 3), (5, 40), (9, 200));
+    crate::take_turns(results, "latency-exit", "From the kill of a process to the word of its end; floor: a pidfd in epoll", ways, pace)?;
+    crate::goal(results, "exit to event: p50, times the floor's", 1.15, ("latency-exit", "iron-exec"));
     Ok(())
-}
-
-fn median(times: &[Duration]) -> Duration {
-    let mut sorted = times.to_vec();
-    sorted.sort_unstable();
-    sorted[sorted.len() / 2]
-}
-
-fn micros(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e6
 }
 
 /// Ends a process, once it sleeps; the time at which that began.
@@ -318,4 +256,18 @@ fn tokio_process(samples: usize) -> Result<Vec<Duration>> {
 fn tokio_process_threads(samples: usize) -> Result<Vec<Duration>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async { tokio::spawn(children(samples)).await? })
+}
+
+/// As its users do: in the loop that comes with it, on this thread.
+fn async_process(samples: usize) -> Result<Vec<Duration>> {
+    async_io::block_on(async {
+        let mut times = Vec::new();
+        for _ in 0..samples {
+            let mut child = async_process::Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn()?;
+            let began = end(i32::try_from(child.id())?)?;
+            child.status().await?;
+            times.push(began.elapsed());
+        }
+        Ok(times)
+    })
 }
