@@ -90,6 +90,8 @@ fn take_turns(results: &mut Results, id: &str, title: &str, ways: Vec<Way>, (rou
     let count = ways.len();
     for round in 0..rounds {
         for turn in 0..count {
+            // Back and forth, from another one each time.
+            let turn = if round % 2 == 0 { turn } else { count - 1 - turn };
             let place = &mut ways[(round + turn) % count];
             let Some(way) = place else { continue };
             match (way.take)(samples) {
