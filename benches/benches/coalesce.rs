@@ -7,8 +7,7 @@
 //! ```
 //!
 //! Each job is one way to write; 0 (nothing gathers) and 1 ms (the default) take turns, several rounds, and every figure is a median of the rounds.
-//! `cpu` is the time that the host's thread has worked, `wall` that from the job's start to its end. It is the ratios that count; absolute figures move
-//! from machine to machine.
+//! The CPU time is that of the host's thread. It is the ratios that count; absolute figures move from machine to machine.
 //!
 //! The logs are kept in memory, where that can be: what a disk costs is the same either way.
 
@@ -20,13 +19,13 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use iron_exec::{CgroupBase, Command, Worker};
+use iron_exec_benches::{Pace, Result, Results, Table};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
-
-/// The times that are compared.
-const COALESCE_TIMES: [Duration; 2] = [Duration::ZERO, Duration::from_millis(1)];
+/// The times that are compared, by the names of their rows.
+const COALESCE_TIMES: [(&str, Duration); 2] =
+    [("iron-exec, gathering for 0", Duration::ZERO), ("iron-exec, gathering for 1 ms", Duration::from_millis(1))];
 
 const LINE_BYTES: usize = 80;
 
@@ -48,18 +47,6 @@ const WAYS: [Way; 5] = [
     Way { name: "a line every 20 µs", bytes: LINE_BYTES, writes: 30_000, gap: 20 },
 ];
 
-/// How much is done.
-struct Pace {
-    rounds: usize,
-    /// The part of the writes that is made.
-    part: u64,
-}
-
-const FULL: Pace = Pace { rounds: 5, part: 1 };
-const QUICK: Pace = Pace { rounds: 3, part: 6 };
-/// To see that it works: what `cargo test` asks of a benchmark.
-const SMOKE: Pace = Pace { rounds: 1, part: 1000 };
-
 /// What one job took.
 #[derive(Clone, Copy)]
 struct Cost {
@@ -72,7 +59,7 @@ fn main() -> ExitCode {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match args[..] {
         ["write", bytes, writes, gap] => write(bytes, writes, gap),
-        _ => bench(&args),
+        _ => bench(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -83,37 +70,30 @@ fn main() -> ExitCode {
     }
 }
 
-fn bench(args: &[&str]) -> Result<()> {
-    let pace = match () {
-        () if args.contains(&"--quick") => QUICK,
-        () if args.contains(&"--bench") => FULL,
-        () => SMOKE,
-    };
+fn bench() -> Result<()> {
+    let pace = Pace::from_args();
+    let mut results = Results::begin("coalesce", pace)?;
+    // The part of the writes that is made.
+    let (rounds, part) = pace.of((1, 1000), (3, 6), (5, 1));
     let memory = Path::new("/dev/shm");
     let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
     let directory = tempfile::Builder::new().prefix("iron-exec-bench-").tempdir_in(parent)?;
-    println!("{:<26}{:>12}{:>12}{:>8}{:>13}{:>12}{:>8}", "", "cpu, 0", "cpu, 1 ms", "ratio", "wall, 0", "wall, 1 ms", "ratio");
-    for way in &WAYS {
-        let mut costs = [Vec::new(), Vec::new()];
-        for _ in 0..pace.rounds {
-            for (costs, time) in costs.iter_mut().zip(COALESCE_TIMES) {
-                costs.push(run(way, pace.part, time, directory.path())?);
+    let columns = WAYS.each_ref().map(|way| way.name);
+    let table = |id, what| Table::new(id, format!("{what} of a job that writes so, ms"), &columns).reference(COALESCE_TIMES[0].0);
+    let mut cpu = table("coalesce-cpu", "CPU time of the host");
+    let mut wall = table("coalesce-wall", "Time from start to end");
+    for round in 0..rounds {
+        for way in &WAYS {
+            for turn in 0..COALESCE_TIMES.len() {
+                let (row, time) = COALESCE_TIMES[(round + turn) % COALESCE_TIMES.len()];
+                let cost = run(way, part, time, directory.path())?;
+                cpu.add(row, way.name, millis(cost.cpu));
+                wall.add(row, way.name, millis(cost.wall));
             }
         }
-        let [cpu_off, cpu_on] = costs.each_ref().map(|costs| median(costs, |cost| cost.cpu));
-        let [wall_off, wall_on] = costs.each_ref().map(|costs| median(costs, |cost| cost.wall));
-        println!(
-            "{:<26}{:>9.1} ms{:>9.1} ms{:>8.2}{:>10.1} ms{:>9.1} ms{:>8.2}",
-            way.name,
-            millis(cpu_off),
-            millis(cpu_on),
-            cpu_on.div_duration_f64(cpu_off),
-            millis(wall_off),
-            millis(wall_on),
-            wall_on.div_duration_f64(wall_off),
-        );
     }
-    Ok(())
+    results.tables.extend([cpu, wall]);
+    results.end()
 }
 
 /// Runs one job that writes this way, with a worker of its own.
@@ -157,12 +137,6 @@ fn cpu_time() -> Result<Duration> {
     let usage = getrusage(UsageWho::RUSAGE_THREAD)?;
     let micros = |time: TimeVal| Duration::from_micros((time.tv_sec() * 1_000_000 + time.tv_usec()).unsigned_abs());
     Ok(micros(usage.user_time()) + micros(usage.system_time()))
-}
-
-fn median(costs: &[Cost], time: impl Fn(&Cost) -> Duration) -> Duration {
-    let mut times: Vec<Duration> = costs.iter().map(time).collect();
-    times.sort_unstable();
-    times[times.len() / 2]
 }
 
 fn millis(time: Duration) -> f64 {

@@ -28,6 +28,6 @@ pub fn build() -> Result<PathBuf> {
     }
     // One message a line; the one that is wanted names an executable.
     let messages = built.stdout.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<serde_json::Value>(line).ok());
-    let executable = messages.filter_map(|message| Some(PathBuf::from(message.get("executable")?.as_str()?))).last();
+    let executable = messages.filter_map(|message| Some(PathBuf::from(message.get("executable")?.as_str()?))).next_back();
     executable.ok_or_else(|| "cargo names no executable".into())
 }

@@ -242,7 +242,9 @@ fn raw_inotify(log: &Path, mut samples: Samples) -> Result<Vec<Duration>> {
     let mut growth = Growth::of(log)?;
     let mut notices = [0; 4096];
     while growth.take(&mut samples)? {
-        (&inotify).read(&mut notices)?;
+        if (&inotify).read(&mut notices)? == 0 {
+            return Err("inotify has come to an end".into());
+        }
     }
     Ok(samples.times)
 }

@@ -11,7 +11,6 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Stdio};
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use iron_exec::{Capture, Command, Event, Events, Worker};
@@ -40,19 +39,16 @@ const LOOK_EVERY: Duration = Duration::from_millis(1);
 /// Fills the table `latency-stop`.
 pub(crate) fn measure(results: &mut Results) -> Result<()> {
     let mut ways = vec![Way::new("tokio", tokio_group)];
-    let directory = Rc::new(tempfile::Builder::new().prefix("iron-exec-bench-").tempdir()?);
+    let directory = tempfile::Builder::new().prefix("iron-exec-bench-").tempdir()?;
     let worker = Worker::builder().log_dir(directory.path()).build()?;
-    match &worker.capabilities().cgroup {
-        Some(cgroups) => {
-            // Beside that of the workers, which is gone when there is none.
-            let base = cgroups.base.parent().unwrap_or(&cgroups.mount).to_owned();
-            ways.insert(0, Way::new("floor", move |samples| floor(&base, samples)));
-            ways.insert(1, Way::new("iron-exec", move |samples| iron_exec(directory.path(), samples)));
-        }
-        None => {
-            let why = worker.capabilities().cgroup_missing.as_deref().unwrap_or("unknown");
-            results.notes.push(format!("latency-stop: floor and iron-exec need cgroups: {why}"));
-        }
+    if let Some(cgroups) = &worker.capabilities().cgroup {
+        // Beside that of the workers, which is gone when there is none.
+        let base = cgroups.base.parent().unwrap_or(&cgroups.mount).to_owned();
+        ways.insert(0, Way::new("floor", move |samples| floor(&base, samples)));
+        ways.insert(1, Way::new("iron-exec", move |samples| iron_exec(directory.path(), samples)));
+    } else {
+        let why = worker.capabilities().cgroup_missing.as_deref().unwrap_or("unknown");
+        results.notes.push(format!("latency-stop: floor and iron-exec need cgroups: {why}"));
     }
     drop(worker);
     let pace = results.pace.of((1, 3), (3, 20), (5, 100));
