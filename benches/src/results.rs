@@ -65,6 +65,9 @@ pub struct Row {
     pub name: String,
     /// One for each column, the figures of all rounds; none where nothing was measured.
     pub cells: Vec<Vec<f64>>,
+    /// Why it is there, if that has to be said.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub why: String,
 }
 
 /// A bound on a ratio or figure.
@@ -225,10 +228,16 @@ impl Table {
         cells[column].push(figure);
     }
 
+    /// Says why a row is there.
+    pub fn why(&mut self, row: &str, why: &str) {
+        let row = self.row(row);
+        why.clone_into(&mut self.rows[row].why);
+    }
+
     /// The place of a row, which is made if need be: so that also those of whom nothing could be measured are seen.
     pub fn row(&mut self, name: &str) -> usize {
         self.rows.iter().position(|row| row.name == name).unwrap_or_else(|| {
-            self.rows.push(Row { name: name.to_owned(), cells: Vec::new() });
+            self.rows.push(Row { name: name.to_owned(), cells: Vec::new(), why: String::new() });
             self.rows.len() - 1
         })
     }
@@ -283,6 +292,9 @@ impl Table {
                 let cell = format!("{middle:>0$} {spread:>1$} {ratio:>2$}", widths[0], widths[1], widths[2]);
                 let _ = write!(line, "  | {cell:width$}");
             }
+        }
+        for (line, row) in lines[1..].iter_mut().zip(&self.rows).filter(|(_, row)| !row.why.is_empty()) {
+            let _ = write!(line, "  | {}", row.why);
         }
         for line in lines {
             text += line.trim_end();
