@@ -275,7 +275,8 @@ impl Table {
     pub fn text(&self) -> String {
         let most = self.rows.iter().flat_map(|row| &row.cells).map(Vec::len).max().unwrap_or_default();
         let reference = self.reference.as_ref().map_or(String::new(), |reference| format!(", times {reference}"));
-        let mut text = format!("{}: median of {most} rounds, min..max{reference}\n", self.title);
+        let rounds = if most > 1 { format!(": median of {most} rounds, min..max") } else { String::new() };
+        let mut text = format!("{}{rounds}{reference}\n", self.title);
         let name_width = self.rows.iter().map(|row| row.name.chars().count()).max().unwrap_or_default();
         let mut lines: Vec<String> = vec![" ".repeat(name_width)];
         lines.extend(self.rows.iter().map(|row| format!("{:name_width$}", row.name)));

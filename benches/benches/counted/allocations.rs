@@ -7,18 +7,19 @@ use std::time::Duration;
 
 use allocation_counter::measure;
 use iron_exec::{Capture, Command, Event, Events, Worker};
+use iron_exec_benches::{Relation, Result, Table};
 
 use crate::bounds::{ALLOCATIONS, ALLOCATIONS_SLACK};
 use crate::load::{self, SCENARIOS, Scenario, uncounted};
-use crate::{Pace, Report, Result, float};
+use crate::{Amounts, Report, float};
 
 const IDLE_JOBS: usize = 100;
 const LINE_BYTES: usize = 80;
 
-pub(crate) fn count(pace: Pace, directory: &Path, report: &mut Report) -> Result<()> {
+pub(crate) fn count(amounts: Amounts, directory: &Path, report: &mut Report) -> Result<()> {
     let mut figures = Vec::new();
     for scenario in &SCENARIOS[..3] {
-        if let Some((job, event)) = of_jobs(scenario, pace.jobs, directory)? {
+        if let Some((job, event)) = of_jobs(scenario, amounts.jobs, directory)? {
             figures.push((format!("a job, {}", scenario.name), job));
             figures.push((format!("an event, {}", scenario.name), event));
         } else {
@@ -26,20 +27,25 @@ pub(crate) fn count(pace: Pace, directory: &Path, report: &mut Report) -> Result
         }
     }
     figures.push(("a status, logged".to_owned(), of_status(directory)?));
-    figures.push(("100 lines of one job".to_owned(), 100.0 * of_lines(pace.lines, directory)?));
-    let (idle, ready) = of_turns(pace.turns, directory)?;
+    figures.push(("100 lines of one job".to_owned(), 100.0 * of_lines(amounts.lines, directory)?));
+    let (idle, ready) = of_turns(amounts.turns, directory)?;
     figures.push(("an idle turn".to_owned(), idle));
     figures.push(("a turn, one job ready".to_owned(), ready));
 
-    println!("{:<22}{:>11}{:>11}", "allocations for", "", "at most");
+    let mut table = Table::new("allocations", "Allocations of the host", &["found", "at most"]);
     for bound in &ALLOCATIONS {
+        table.why(bound.name, bound.why);
         let Some((_, figure)) = figures.iter().find(|(name, _)| name == bound.name) else { continue };
-        println!("{:<22}{figure:>11.2}{:>11.2}  {}", bound.name, bound.at_most, bound.why);
+        table.add(bound.name, "found", *figure);
+        table.add(bound.name, "at most", bound.at_most);
         if *figure > bound.at_most + ALLOCATIONS_SLACK {
-            report.fail(format!("allocations for {}: {figure:.2}, at most {} are allowed", bound.name, bound.at_most));
+            report.fail(&format!("allocations for {}: {figure:.2}, at most {} are allowed", bound.name, bound.at_most));
         }
     }
-    println!();
+    for (name, bound) in [("100 lines of one job", 1.0), ("an idle turn", 0.0)] {
+        report.results.goal(format!("allocations for {name}"), Relation::AtMost, bound, table.median(name, "found"));
+    }
+    report.results.tables.push(table);
     Ok(())
 }
 

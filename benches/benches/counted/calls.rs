@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use iron_exec::Rung;
+use iron_exec_benches::{Relation, Result, Table};
 use nix::libc::{F_GETFD, P_PID};
 use nix::sys::ptrace;
 use nix::sys::signal::{SigSet, Signal, raise};
@@ -14,7 +15,7 @@ use syscalls::Sysno;
 
 use crate::bounds::{CALLS, CALLS_SLACK, Calls, READS_ABOVE_CONTROLLED};
 use crate::load::{self, SCENARIOS, Scenario};
-use crate::{Pace, Report, Result, float};
+use crate::{Amounts, Report, float};
 
 /// Calls by name.
 type Counts = BTreeMap<&'static str, usize>;
@@ -26,14 +27,18 @@ const REFUSED: [(i32, &str, &str); 3] = [
     (73, "calls", "the rung detached cannot be had"),
 ];
 
-pub(crate) fn count(pace: Pace, directory: &Path, report: &mut Report) -> Result<()> {
+pub(crate) fn count(amounts: Amounts, directory: &Path, report: &mut Report) -> Result<()> {
     let has_controllers =
         load::worker(directory, true)?.capabilities().cgroup.as_ref().is_some_and(|cgroup| !cgroup.controllers.is_empty());
     let mut columns = Vec::new();
     for scenario in &SCENARIOS {
-        columns.push(count_in(scenario, pace.jobs, directory, report)?);
+        columns.push(count_in(scenario, amounts.jobs, directory, report)?);
     }
-    print(&columns);
+    let table = table(&columns);
+    let no_reason = table.rows.iter().filter(|row| row.why == NO_REASON).count();
+    report.results.tables.push(table);
+    let found = columns.iter().any(Option::is_some).then(|| float(no_reason));
+    report.results.goal("system calls for a job that have no reason", Relation::AtMost, 0.0, found);
     check(&columns, has_controllers, report);
     Ok(())
 }
@@ -41,37 +46,38 @@ pub(crate) fn count(pace: Pace, directory: &Path, report: &mut Report) -> Result
 /// Calls for a job, by name.
 type Column = BTreeMap<&'static str, f64>;
 
-fn print(columns: &[Option<Column>]) {
-    print!("{:<22}", "system calls for a job");
-    for scenario in &SCENARIOS {
-        print!("{:>11}", scenario.name);
-    }
-    println!("  why");
-    let figure = |count: Option<f64>| count.filter(|count| *count >= 0.005).map_or("-".to_owned(), |count| format!("{count:.2}"));
+/// Of what is not in the bounds.
+const NO_REASON: &str = "NOT IN THE BOUNDS";
+
+fn table(columns: &[Option<Column>]) -> Table {
+    let title = "System calls of the host for a job without output (plain), with a log (logged), and with a cgroup, too (full)";
+    let mut table = Table::new("calls", title, &SCENARIOS.map(|scenario| scenario.name));
     let named = |name: &str| CALLS.iter().any(|calls| calls.name == name);
     let unknown = columns.iter().flatten().flatten().filter(|(name, count)| **count > CALLS_SLACK && !named(name));
     let unknown: BTreeSet<&str> = unknown.map(|(name, _)| *name).collect();
-    for (name, why) in CALLS.iter().map(|calls| (calls.name, calls.why)).chain(unknown.iter().map(|name| (*name, "NOT IN THE BOUNDS"))) {
-        print!("{name:<22}");
-        for column in columns {
-            print!("{:>11}", figure(column.as_ref().and_then(|column| column.get(name).copied())));
+    let measured = || SCENARIOS.iter().zip(columns).filter_map(|(scenario, column)| Some((scenario.name, column.as_ref()?)));
+    for (name, why) in CALLS.iter().map(|calls| (calls.name, calls.why)).chain(unknown.iter().map(|name| (*name, NO_REASON))) {
+        table.why(name, if why.is_empty() { NO_REASON } else { why });
+        for (scenario, column) in measured() {
+            table.add(name, scenario, column.get(name).copied().unwrap_or_default());
         }
-        println!("  {why}");
     }
-    print!("{:<22}", "all");
-    for column in columns {
-        print!("{:>11}", figure(column.as_ref().map(|column| column.values().sum())));
+    for (scenario, column) in measured() {
+        table.add("all", scenario, column.values().sum());
     }
-    println!("\n");
+    table
 }
 
 fn check(columns: &[Option<Column>], has_controllers: bool, report: &mut Report) {
+    for calls in CALLS.iter().filter(|calls| calls.why.is_empty()) {
+        report.fail(&format!("system calls: {}: the bounds have no reason for it", calls.name));
+    }
     for (index, (scenario, column)) in SCENARIOS.iter().zip(columns).enumerate() {
         for (name, count) in column.iter().flatten() {
             let bound = CALLS.iter().find(|calls: &&Calls| calls.name == *name).map_or(0.0, |calls| calls.at_most[index]);
             let bound = if *name == "pread64" && has_controllers { bound * READS_ABOVE_CONTROLLED } else { bound };
             if *count > bound + CALLS_SLACK {
-                report.fail(format!("system calls, {}: {name}: {count:.2} for a job, at most {bound} are allowed", scenario.name));
+                report.fail(&format!("system calls, {}: {name}: {count:.2} for a job, at most {bound} are allowed", scenario.name));
             }
         }
     }

@@ -9,10 +9,11 @@ use std::time::Duration;
 use iron_exec::framing::LineSplitter;
 use iron_exec::framing::cri::{self, Stamp};
 use iron_exec::{CgroupBase, EnvBase, OutputStream, Rung, Timestamp, Worker};
+use iron_exec_benches::{Result, Table};
 
 use crate::bounds::{INSTRUCTIONS, INSTRUCTIONS_SLACK};
 use crate::load::wait_for_end;
-use crate::{Report, Result, float};
+use crate::{Report, float};
 
 /// With the line feed.
 const LINE_BYTES: usize = 80;
@@ -42,14 +43,11 @@ pub(crate) fn count(directory: &Path, report: &mut Report) -> Result<()> {
         report.miss("valgrind", &format!("instructions: there is no {}", valgrind.program.display()));
         return Ok(());
     };
-    println!(
-        "{:<22}{:>11}{:>11}  ({version}, {})",
-        "instructions",
-        "",
-        "bound",
-        if cfg!(debug_assertions) { "not optimized" } else { "optimized" }
-    );
+    let build = if cfg!(debug_assertions) { "not optimized" } else { "optimized" };
+    let mut table =
+        Table::new("instructions", format!("Instructions for a line of {LINE_BYTES} bytes ({version}, {build})"), &["found", "bound"]);
     for bounds in &INSTRUCTIONS {
+        table.why(bounds.name, bounds.why);
         let (mode, lines) = if bounds.is_loop { ("loop", LOOP_LINES) } else { ("frame", FRAME_LINES) };
         if bounds.is_loop && number(&version).is_none_or(|number| number < LOOP_VERSION) {
             report.miss("loop", &format!("instructions of {}: {version} does not know pidfd_open; 3.24 does", bounds.name));
@@ -62,15 +60,16 @@ pub(crate) fn count(directory: &Path, report: &mut Report) -> Result<()> {
         let jobs = if bounds.is_loop { LOOP_JOBS } else { 1 };
         let figure = (run(2 * lines)? - run(lines)?) / float(lines * jobs);
         let bound = if cfg!(debug_assertions) { bounds.not_optimized } else { bounds.optimized };
-        println!("{:<22}{figure:>11.1}{bound:>11.1}  {}", bounds.name, bounds.why);
+        table.add(bounds.name, "found", figure);
+        table.add(bounds.name, "bound", bound);
         if !cfg!(target_arch = "x86_64") {
             report.miss("valgrind", &format!("instructions of {}: the bounds are those of x86_64", bounds.name));
         } else if (figure - bound).abs() > INSTRUCTIONS_SLACK * bound {
             let percent = 100.0 * INSTRUCTIONS_SLACK;
-            report.fail(format!("instructions for {}: {figure:.1} for a line, not within {percent} % of {bound}", bounds.name));
+            report.fail(&format!("instructions for {}: {figure:.1} for a line, not within {percent} % of {bound}", bounds.name));
         }
     }
-    println!();
+    report.results.tables.push(table);
     Ok(())
 }
 

@@ -3,10 +3,9 @@
 use std::path::Path;
 
 use iron_exec::{Capture, CgroupBase, Command, EnvBase, Event, Events, JobId, Worker};
+use iron_exec_benches::Result;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
-
-use crate::Result;
 
 /// A way to run jobs.
 #[derive(Clone, Copy, Debug)]

@@ -24,18 +24,17 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use iron_exec_benches::{Error, Pace, Result, Results};
+
 mod allocations;
 mod bounds;
 mod calls;
 mod instructions;
 mod load;
 
-type Error = Box<dyn std::error::Error>;
-type Result<T> = std::result::Result<T, Error>;
-
 /// How much is done.
 #[derive(Clone, Copy, Debug)]
-struct Pace {
+struct Amounts {
     /// Jobs whose system calls and allocations are counted; and then twice as many.
     jobs: usize,
     /// Lines of a job whose allocations are counted; and then twice as many.
@@ -43,8 +42,8 @@ struct Pace {
     turns: usize,
 }
 
-const FULL: Pace = Pace { jobs: 320, lines: 50_000, turns: 10_000 };
-const SMOKE: Pace = Pace { jobs: 64, lines: 10_000, turns: 1000 };
+const FULL: Amounts = Amounts { jobs: 320, lines: 50_000, turns: 10_000 };
+const SMOKE: Amounts = Amounts { jobs: 64, lines: 10_000, turns: 1000 };
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -67,21 +66,23 @@ fn main() -> ExitCode {
 
 /// Whether everything is within its bounds.
 fn bench(args: &[&str]) -> Result<bool> {
-    let pace = if args.contains(&"--bench") { FULL } else { SMOKE };
+    let pace = Pace::from_args();
+    // All of it takes no longer than others take for a first impression.
+    let amounts = pace.of(SMOKE, FULL, FULL);
     let parts: Vec<&str> = args.iter().copied().filter(|arg| !arg.starts_with('-')).collect();
     let asked = |part| parts.is_empty() || parts.contains(&part);
     let directory = tempfile::Builder::new().prefix("iron-exec-bench-").tempdir()?;
-    let mut report = Report::default();
+    let mut report = Report { results: Results::begin("counted", pace)?, failures: 0 };
     if asked("calls") {
-        calls::count(pace, directory.path(), &mut report)?;
+        calls::count(amounts, directory.path(), &mut report)?;
     }
     if asked("allocations") {
-        allocations::count(pace, directory.path(), &mut report)?;
+        allocations::count(amounts, directory.path(), &mut report)?;
     }
     if asked("instructions") {
         instructions::count(directory.path(), &mut report)?;
     }
-    Ok(report.end())
+    report.end(parts.is_empty())
 }
 
 /// A count that is to be divided.
@@ -90,16 +91,18 @@ fn float(count: usize) -> f64 {
     count as f64
 }
 
-/// What does not hold, to be said at the end, where it is seen.
-#[derive(Debug, Default)]
+/// What was counted, and what does not hold.
+#[derive(Debug)]
 struct Report {
-    failures: Vec<String>,
-    missing: Vec<String>,
+    results: Results,
+    failures: usize,
 }
 
 impl Report {
-    fn fail(&mut self, what: String) {
-        self.failures.push(what);
+    /// Something is not within its bounds.
+    fn fail(&mut self, what: &str) {
+        self.failures += 1;
+        self.results.notes.push(format!("FAILED: {what}"));
     }
 
     /// Something cannot be counted here.
@@ -107,24 +110,24 @@ impl Report {
         let allowed = std::env::var("IRON_EXEC_MAY_MISS").unwrap_or_default();
         let says = format!("NOT COUNTED: {what}: {why}");
         if std::env::var_os("CI").is_some() && !allowed.split(',').any(|allowed| allowed == what) {
-            self.failures.push(says);
+            self.fail(&says);
         } else {
-            self.missing.push(says);
+            self.results.notes.push(says);
         }
     }
 
-    fn end(self) -> bool {
-        for missing in &self.missing {
-            println!("{missing}");
+    /// Whether everything is within its bounds. A part alone is not kept for the report.
+    fn end(self, is_whole: bool) -> Result<bool> {
+        if is_whole {
+            self.results.end()?;
+        } else {
+            print!("{}", self.results.text());
         }
-        for failure in &self.failures {
-            println!("FAILED: {failure}");
-        }
-        match (self.failures.len(), self.missing.len()) {
+        match (self.failures, self.results.notes.len()) {
             (0, 0) => println!("everything is within its bounds"),
             (0, _) => println!("what was counted is within its bounds"),
             (failures, _) => println!("{failures} failures; the bounds, and how to change them: benches/benches/counted/bounds.rs"),
         }
-        self.failures.is_empty()
+        Ok(self.failures == 0)
     }
 }

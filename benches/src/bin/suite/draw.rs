@@ -155,7 +155,7 @@ impl Row {
     fn height(&self) -> i32 {
         match self {
             Self::Bars(bars) => 30 + 24 + bars.names.len() as i32 * BAR_STEP + FOOT_HEIGHT,
-            Self::Lines(_) => 30 + LINES_HEIGHT + FOOT_HEIGHT,
+            Self::Lines(_) => 30 + LINES_HEIGHT + FOOT_HEIGHT + 10,
         }
     }
 }
@@ -378,7 +378,7 @@ impl Scale {
     fn draw_across(&self, area: &Area, (first, last): (i32, i32), unit: &str, right: i32) -> Result<()> {
         let (begin, end) = self.pixels;
         let mut free = i32::MIN;
-        for tick in self.ticks(((end - begin) / 45).clamp(1, 8)) {
+        for tick in self.ticks(((end - begin) / 38).clamp(1, 8)) {
             let (x, text) = (self.place(tick), figure_round(tick));
             area.draw(&PathElement::new(vec![(x, first), (x, last)], GRID.stroke_width(1)))?;
             let half = width(&text, SMALL_SIZE) / 2;

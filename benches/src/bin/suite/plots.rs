@@ -46,6 +46,8 @@ struct LinePart {
     figures: Figures,
     /// Whether all rows of ours are drawn, or only the default one.
     has_all: bool,
+    /// What stands before the names of its rows.
+    prefix: &'static str,
 }
 
 /// What is drawn of a table's figures.
@@ -82,6 +84,7 @@ const SPAWN: LinePart = LinePart {
     y: "programs a second",
     figures: Figures::PerSecond,
     has_all: false,
+    prefix: "",
 };
 
 const fn density(table: &'static str, title: &'static str, unit: &'static str) -> LinePart {
@@ -89,11 +92,12 @@ const fn density(table: &'static str, title: &'static str, unit: &'static str) -
         table,
         title,
         // The last is as many as there can be under the limit of descriptors.
-        points: &[(100.0, "100", "100"), (1_000.0, "1,000", "1,000"), (4_900.0, "4,900", "4,900"), (6_366.0, "most", "most")],
+        points: &[(100.0, "100", "100"), (1_000.0, "1k", "1,000"), (4_900.0, "4.9k", "4,900"), (6_366.0, "most", "most")],
         x: "idle jobs",
         y: unit,
         figures: Figures::AsTheyAre,
         has_all: true,
+        prefix: "",
     }
 }
 
@@ -149,7 +153,10 @@ const PLOTS: [Plot; 7] = [
         subtitle: "Lower is better. Logarithmic scale",
         parts: Parts::Lines(&[
             &[density("density-start", "Start", "µs a job"), density("density-memory", "Own memory of the host", "bytes a job")],
-            &[density("density-turn", "A turn with a line of some jobs", "µs"), density("density-end", "Kill all and reap", "µs a job")],
+            &[
+                LinePart { prefix: "iron-exec, ", ..density("density-turn", "A turn with a line of some jobs", "µs") },
+                density("density-end", "Kill all and reap", "µs a job"),
+            ],
         ]),
     },
     Plot {
@@ -223,7 +230,7 @@ fn lines(part: &LinePart, table: &Table) -> Found<LinePanel> {
     for row in table.rows.iter().filter(|row| is_drawn(&row.name)) {
         let value = |(_, _, column): &(f64, &str, &str)| table.median(&row.name, column).map(|figure| part.figures.of(figure));
         let name = if !part.has_all && ours == Some(&row.name) { "iron-exec" } else { &row.name };
-        lines.push(Line { name: name.to_owned(), values: part.points.iter().map(value).collect() });
+        lines.push(Line { name: format!("{}{name}", part.prefix), values: part.points.iter().map(value).collect() });
     }
     for (index, (_, _, column)) in part.points.iter().enumerate() {
         if lines.iter().all(|line| line.values[index].is_none()) {
