@@ -178,10 +178,9 @@ mod tests {
         let again: String = pieces
             .iter()
             .map(|piece| match piece {
-                Piece::Prose(text) => text,
+                Piece::Prose(text) => *text,
                 Piece::Region(region) => region.content,
             })
-            .copied()
             .collect();
         assert_eq!(again, TEXT);
         let regions: Vec<_> = pieces

@@ -27,8 +27,8 @@ enum Parts {
 struct BarPart {
     table: &'static str,
     title: &'static str,
-    /// What columns are called, if not as in the table.
-    names: &'static [(&'static str, &'static str)],
+    /// The columns, and what they are called; if empty all, as they are called in the table.
+    columns: &'static [(&'static str, &'static str)],
     /// The unit of all columns, which share an axis then. If there is none, each column names its own.
     unit: Option<&'static str>,
     is_log: bool,
@@ -60,12 +60,14 @@ enum Figures {
 
 const FDS: &[(&str, &str)] = &[("plain", "few open fds"), ("5k fds", "5,000 open fds"), ("15k fds", "15,000 open fds")];
 
+const BUSY: &[(&str, &str)] = &[("busy p50", "p50"), ("busy p99", "p99"), ("busy max", "maximum")];
+
 const fn bars_of(table: &'static str, title: &'static str, unit: &'static str) -> BarPart {
-    BarPart { table, title, names: &[], unit: Some(unit), is_log: false, figures: Figures::AsTheyAre }
+    BarPart { table, title, columns: &[], unit: Some(unit), is_log: false, figures: Figures::AsTheyAre }
 }
 
 const fn job(table: &'static str, title: &'static str) -> BarPart {
-    BarPart { names: FDS, figures: Figures::PerSecond, ..bars_of(table, title, "jobs a second") }
+    BarPart { columns: FDS, figures: Figures::PerSecond, ..bars_of(table, title, "jobs a second") }
 }
 
 const fn log(table: &'static str, title: &'static str) -> BarPart {
@@ -79,7 +81,7 @@ const fn latency(table: &'static str, title: &'static str) -> BarPart {
 const SPAWN: LinePart = LinePart {
     table: "spawn-64",
     title: "The more files the host has open",
-    points: &[(10.0, "10", "plain"), (5_000.0, "5,000", "5k fds"), (15_000.0, "15,000", "15k fds")],
+    points: &[(10.0, "10", "plain"), (5_000.0, "5,000", "5k fds later"), (15_000.0, "15,000", "15k fds later")],
     x: "open file descriptors of the host",
     y: "programs a second",
     figures: Figures::PerSecond,
@@ -120,7 +122,7 @@ const PLOTS: [Plot; 7] = [
         name: "stall",
         title: "How long a start holds the caller up while all CPUs are busy",
         subtitle: "Lower is better. Logarithmic scale",
-        parts: Parts::Bars(&[latency("stall", "Time inside the starting call")]),
+        parts: Parts::Bars(&[BarPart { columns: BUSY, ..latency("stall", "Time inside the starting call") }]),
     },
     Plot {
         name: "job",
@@ -204,20 +206,23 @@ fn figure(plot: &Plot, found: &[Results]) -> Found<Figure> {
 }
 
 fn bars(part: &BarPart, table: &Table) -> Found<Bars> {
-    let names: Vec<String> = table.rows.iter().map(|row| row.name.clone()).collect();
+    let names: Vec<String> = table.rows.iter().map(|row| row.name.clone()).filter(|name| !is_other_floor(name)).collect();
     let cell = |row: &str, column: &str| {
         let rounds: Vec<f64> = table.rounds(row, column).iter().map(|figure| part.figures.of(*figure)).collect();
         let middle = part.figures.of(table.median(row, column)?);
         Some([middle, rounds.iter().copied().fold(f64::INFINITY, f64::min), rounds.iter().copied().fold(f64::NEG_INFINITY, f64::max)])
     };
-    let panel = |column: &String| BarPanel {
-        title: part.names.iter().find(|(known, _)| known == column).map_or(column.as_str(), |(_, name)| name).to_owned(),
-        axis: Axis { label: part.unit.unwrap_or(column).to_owned(), is_log: part.is_log },
+    let panel = |(column, title): (&str, &str)| BarPanel {
+        title: title.to_owned(),
+        axis: Axis { label: part.unit.unwrap_or(title).to_owned(), is_log: part.is_log },
         bars: names.iter().map(|row| cell(row, column)).collect(),
     };
-    let panels: Vec<BarPanel> = table.columns.iter().map(panel).collect();
+    let panels: Vec<BarPanel> = match part.columns {
+        [] => table.columns.iter().map(|column| panel((column, column))).collect(),
+        columns => columns.iter().copied().map(panel).collect(),
+    };
     if panels.iter().all(|panel| panel.bars.iter().all(Option::is_none)) {
-        return Err(format!("the table {} is empty", table.id));
+        return Err(format!("the table {} has nothing of it", table.id));
     }
     Ok(Bars { title: part.title.to_owned(), names, panels, is_common: part.unit.is_some() })
 }
@@ -226,7 +231,7 @@ fn lines(part: &LinePart, table: &Table) -> Found<LinePanel> {
     // Of ours the one that is the default.
     let ours = ["iron-exec", "iron-exec detached"].into_iter().find(|ours| table.rows.iter().any(|row| row.name == *ours));
     let mut lines = Vec::new();
-    let is_drawn = |name: &str| part.has_all || ours == Some(name) || !name.starts_with("iron-exec");
+    let is_drawn = |name: &str| !is_other_floor(name) && (part.has_all || ours == Some(name) || !name.starts_with("iron-exec"));
     for row in table.rows.iter().filter(|row| is_drawn(&row.name)) {
         let value = |(_, _, column): &(f64, &str, &str)| table.median(&row.name, column).map(|figure| part.figures.of(figure));
         let name = if !part.has_all && ours == Some(&row.name) { "iron-exec" } else { &row.name };
@@ -244,6 +249,11 @@ fn lines(part: &LinePart, table: &Table) -> Found<LinePanel> {
         y: Axis { label: part.y.to_owned(), is_log: true },
         lines,
     })
+}
+
+/// Floors that are there to tell what makes the difference are in the tables only.
+fn is_other_floor(name: &str) -> bool {
+    name.starts_with("floor") && name != "floor"
 }
 
 impl Figures {
@@ -264,7 +274,7 @@ mod tests {
     fn spawn() -> Results {
         let mut results = Results::begin("spawn", Pace::Full).unwrap();
         let mut table = Table::new("spawn-64", "µs", &[]);
-        for column in ["plain", "5k fds", "15k fds", "1 GiB", "4 GiB"] {
+        for column in ["plain", "5k fds later", "15k fds later", "1 GiB", "4 GiB"] {
             table.add("floor", column, 50.0);
             table.add("iron-exec detached", column, 60.0);
             table.add("iron-exec fork", column, 600.0);
