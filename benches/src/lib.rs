@@ -14,6 +14,8 @@
 //!   being gone.
 //! - `spawn`: what it costs to start a tiny program and to reap it, and how long the caller is held up meanwhile, beside posix_spawn, std and
 //!   tokio, under conditions that hosts live in: many descriptors, much memory, busy CPUs.
+//!
+//! The binary `suite` runs all of them, and writes what they found into `RESULTS.md` and `plots`.
 
 pub mod disk;
 pub mod floor;

@@ -60,7 +60,11 @@ fn cell([median, spread, ratio]: [String; 3]) -> String {
     if spread.is_empty() { text } else { format!("{text}<br><sub>{spread}</sub>") }
 }
 
-/// The goals of a bench, a line each, and the head of their table.
+const MET: &str = "met";
+const NOT_MET: &str = "**NOT MET**";
+const NOT_MEASURED: &str = "not measured";
+
+/// The head of the table of goals.
 pub(crate) const GOALS_HEAD: &str = "| bench | what | goal | found | |\n|---|---|---|---:|---|\n";
 
 /// The lines of a bench in the table of goals.
@@ -68,15 +72,29 @@ pub(crate) fn goals(results: &Results) -> String {
     let mut text = String::new();
     for goal in &results.goals {
         let verdict = match goal.is_met() {
-            Some(true) => "met",
-            Some(false) => "**NOT MET**",
-            None => "not measured",
+            Some(true) => MET,
+            Some(false) => NOT_MET,
+            None => NOT_MEASURED,
         };
         let found = goal.found.map_or_else(|| "–".to_owned(), results::digits);
         let what = [": ", ", "].iter().find_map(|sign| goal.what.strip_prefix(&format!("{}{sign}", results.bench))).unwrap_or(&goal.what);
         let _ = writeln!(text, "{}{} | {} | {found} | {verdict} |", line_of(&results.bench), escaped(what), goal.bound_text());
     }
     text
+}
+
+/// How many goals of that table are met, in a sentence.
+pub(crate) fn verdicts(table: &str) -> String {
+    let [met, not_met, not_measured] =
+        [MET, NOT_MET, NOT_MEASURED].map(|verdict| table.lines().filter(|line| line.ends_with(&format!("| {verdict} |"))).count());
+    let is = |count: usize| if count == 1 { "is" } else { "are" };
+    let was = if not_measured == 1 { "was" } else { "were" };
+    match met + not_met + not_measured {
+        0 => String::new(),
+        all => {
+            format!("Of {all} goals {met} {} met, {not_met} {} not met, and {not_measured} {was} not measured.\n\n", is(met), is(not_met))
+        }
+    }
 }
 
 /// The head of the table of machines.

@@ -40,7 +40,10 @@ fn rendered(text: &str, found: &[Results]) -> Result<(String, Vec<String>)> {
 
 fn content(region: &Region, found: &[Results]) -> Option<String> {
     Some(match region.name {
-        "goals" => lines(region.content, found, markdown::GOALS_HEAD, markdown::goals),
+        "goals" => {
+            let table = lines(region.content, found, markdown::GOALS_HEAD, markdown::goals);
+            markdown::verdicts(&table) + &table
+        }
         "machine" => lines(region.content, found, markdown::MACHINE_HEAD, markdown::machine),
         bench => markdown::section(found.iter().find(|results| results.bench == bench)?),
     })
@@ -102,5 +105,6 @@ mod tests {
             | spawn | ease | ≤ 2 | – | not measured |\n\
             | job | full job | ≤ 1.25 | 1.20 | met |\n<!-- end: goals -->\n";
         assert!(rendered.ends_with(expected), "{rendered}");
+        assert!(rendered.contains("-->\nOf 3 goals 1 is met, 1 is not met, and 1 was not measured.\n\n| bench |"), "{rendered}");
     }
 }
