@@ -116,7 +116,8 @@ impl Results {
         self.goals.push(Goal { what: what.into(), relation, bound, found });
     }
 
-    /// Prints everything, and keeps it for the report if this was the whole benchmark (or where `IRON_EXEC_BENCH_RESULTS`, a directory, asks for it).
+    /// Prints everything, and keeps it for the report if this was the whole benchmark: no word among the arguments has asked for a part of it. Where
+    /// `IRON_EXEC_BENCH_RESULTS` names a directory it is kept there, whatever was asked for.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -124,7 +125,7 @@ impl Results {
         print!("{}", self.text());
         match std::env::var_os("IRON_EXEC_BENCH_RESULTS") {
             Some(directory) => self.save(Path::new(&directory)),
-            None if self.pace == Pace::Full => self.save(&directory()),
+            None if self.pace == Pace::Full && std::env::args().skip(1).all(|arg| arg.starts_with('-')) => self.save(&directory()),
             None => Ok(()),
         }
     }

@@ -4,7 +4,7 @@
 //! ```sh
 //! cargo bench -p iron-exec-benches --bench counted           # some 20 seconds
 //! cargo test -p iron-exec-benches --bench counted            # less of each, against the same bounds
-//! cargo bench -p iron-exec-benches --bench counted -- calls  # only one of: calls, allocations, instructions
+//! cargo bench -p iron-exec-benches --bench counted -- calls  # only one of: calls, allocations, instructions (and nothing is kept for the report)
 //! ```
 //!
 //! - **System calls of the host for a job**, by name: a host that is traced (ptrace) runs N jobs, and then twice as many; the difference is what jobs
@@ -82,7 +82,7 @@ fn bench(args: &[&str]) -> Result<bool> {
     if asked("instructions") {
         instructions::count(directory.path(), &mut report)?;
     }
-    report.end(parts.is_empty())
+    report.end()
 }
 
 /// A count that is to be divided.
@@ -116,13 +116,9 @@ impl Report {
         }
     }
 
-    /// Whether everything is within its bounds. A part alone is not kept for the report.
-    fn end(self, is_whole: bool) -> Result<bool> {
-        if is_whole {
-            self.results.end()?;
-        } else {
-            print!("{}", self.results.text());
-        }
+    /// Whether everything is within its bounds.
+    fn end(self) -> Result<bool> {
+        self.results.end()?;
         match (self.failures, self.results.notes.len()) {
             (0, 0) => println!("everything is within its bounds"),
             (0, _) => println!("what was counted is within its bounds"),

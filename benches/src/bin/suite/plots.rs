@@ -230,24 +230,25 @@ fn bars(part: &BarPart, table: &Table) -> Found<Bars> {
 fn lines(part: &LinePart, table: &Table) -> Found<LinePanel> {
     // Of ours the one that is the default.
     let ours = ["iron-exec", "iron-exec detached"].into_iter().find(|ours| table.rows.iter().any(|row| row.name == *ours));
-    let mut lines = Vec::new();
     let is_drawn = |name: &str| !is_other_floor(name) && (part.has_all || ours == Some(name) || !name.starts_with("iron-exec"));
-    for row in table.rows.iter().filter(|row| is_drawn(&row.name)) {
-        let value = |(_, _, column): &(f64, &str, &str)| table.median(&row.name, column).map(|figure| part.figures.of(figure));
-        let name = if !part.has_all && ours == Some(&row.name) { "iron-exec" } else { &row.name };
-        lines.push(Line { name: format!("{}{name}", part.prefix), values: part.points.iter().map(value).collect() });
+    let rows: Vec<&str> = table.rows.iter().map(|row| row.name.as_str()).filter(|name| is_drawn(name)).collect();
+    // A machine may have too little memory for a host, or too few descriptors.
+    let is_measured = |column: &str| rows.iter().any(|row| table.median(row, column).is_some());
+    let points: Vec<_> = part.points.iter().filter(|(_, _, column)| is_measured(column)).collect();
+    if points.len() < 2 {
+        return Err(format!("the table {} has too little for \"{}\"", table.id, part.title));
     }
-    for (index, (_, _, column)) in part.points.iter().enumerate() {
-        if lines.iter().all(|line| line.values[index].is_none()) {
-            return Err(format!("the table {} has nothing in the column {column}", table.id));
-        }
-    }
+    let line = |row: &&str| {
+        let name = if !part.has_all && ours == Some(row) { "iron-exec" } else { row };
+        let value = |(_, _, column): &&(f64, &str, &str)| table.median(row, column).map(|figure| part.figures.of(figure));
+        Line { name: format!("{}{name}", part.prefix), values: points.iter().map(value).collect() }
+    };
     Ok(LinePanel {
         title: part.title.to_owned(),
-        points: part.points.iter().map(|(at, text, _)| (*at, (*text).to_owned())).collect(),
+        points: points.iter().map(|(at, text, _)| (*at, (*text).to_owned())).collect(),
         x: Axis { label: part.x.to_owned(), is_log: false },
         y: Axis { label: part.y.to_owned(), is_log: true },
-        lines,
+        lines: rows.iter().map(line).collect(),
     })
 }
 
