@@ -16,6 +16,8 @@
 //!   tokio, under conditions that hosts live in: many descriptors, much memory, busy CPUs.
 //!
 //! The binary `suite` runs all of them, and writes what they found into `RESULTS.md` and `plots`.
+//! - `spawn`: what it costs to start a tiny program and to reap it, and how long the caller is held up meanwhile, beside the floor, posix_spawn, std,
+//!   tokio and async-process, under conditions that hosts live in: many descriptors, much memory, busy CPUs.
 
 pub mod disk;
 pub mod floor;

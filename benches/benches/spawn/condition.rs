@@ -1,5 +1,6 @@
 //! The hosts that are played, each by a process of its own, so that the memory and the descriptors of one do not burden another.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -98,7 +99,7 @@ struct Heats {
 
 impl Heats {
     fn of(pace: Pace) -> Self {
-        let (rounds, millis, stall_millis, spawns_min) = pace.of((1, 2, 2, 1), (3, 50, 200, 4), (5, 150, 600, 4));
+        let (rounds, millis, stall_millis, spawns_min) = pace.of((1, 2, 2, 1), (3, 50, 200, 4), (5, 100, 400, 4));
         let [time, stall_time] = [millis, stall_millis].map(Duration::from_millis);
         Self { rounds, time, spawns_min, stall_time }
     }
@@ -118,7 +119,8 @@ pub(crate) fn play(condition: &Condition, pace: Pace, program: &Path, log_dir: &
 fn compare(condition: &Condition, heats: &Heats, setting: &Setting) -> Result<()> {
     host::raise_nofile(condition.fds.0 + condition.fds.1 + FDS_SPARE)?;
     let _memory = host::touched(condition.memory_bytes)?;
-    let _fds = host::open(condition.fds.0)?;
+    // One more, in the place of the file that the others were copied from: no low number is left for whoever comes after.
+    let _fds = (host::open(condition.fds.0)?, File::open("/dev/null")?);
     let mut rows = contender::ROWS.to_vec();
     for round in 0..heats.rounds {
         // Nobody always comes after the same one.

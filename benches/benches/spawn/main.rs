@@ -12,6 +12,9 @@
 //! In each column the contenders take turns, several rounds; each is built anew for its turn, and then warmed up. Every figure is a median of the
 //! rounds: noise of the machine hits all alike. It is the ratios that count; absolute figures move from machine to machine.
 //!
+//! The floor is what the kernel does at its best, asked by bare system calls; its programs begin a session each, as jobs do, which a row without that is
+//! beside. Stalls are those of a host that sleeps between its starts, as one does that waits for events.
+//!
 //! The jobs are made as cheap as they can be: no cgroup, no log, no confirmation, stdin, stdout and stderr on /dev/null. A loop of iron-exec or tokio
 //! reaps in the order of the ends; the others wait for the oldest, and so need no loop at all.
 
