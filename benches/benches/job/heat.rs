@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use iron_exec_benches::program::LINE;
 use iron_exec_benches::stage::Says;
 use iron_exec_benches::{Pace, Result, host};
+use nix::time::{ClockId, clock_gettime};
 
 use crate::contender::{self, Contender, Place};
-use crate::{CONDITIONS, IN_FLIGHT, table_id};
+use crate::{CONDITIONS, CPU, CPU_IN_FLIGHT, IN_FLIGHT, table_id};
 
 /// Descriptors beside those of the condition: up to five for a job, and those of the contenders.
 const FDS_SPARE: usize = 3_500;
@@ -37,10 +38,10 @@ impl Heat {
         starts
     }
 
-    /// From the first start to now, for one job.
+    /// Of all jobs, for one, in microseconds.
     #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
-    fn micros_per_job(&self) -> f64 {
-        self.began.elapsed().as_secs_f64() * 1e6 / self.jobs.max(1) as f64
+    fn per_job(&self, time: Duration) -> f64 {
+        time.as_secs_f64() * 1e6 / self.jobs.max(1) as f64
     }
 }
 
@@ -71,10 +72,16 @@ pub(crate) fn play(condition: &str, program: &Path, logs: &Path, cgroup: &str, w
                 let at = (index + round) % contenders.len();
                 let (row, place, contender) = &mut contenders[at];
                 let jobs_min = if round == 0 { 1 } else { pace.of(in_flight.min(64), in_flight, 2 * in_flight) };
-                let figure =
-                    run(contender.as_mut(), Heat::new(in_flight, jobs_min, time), place).map_err(|error| format!("{row}: {error}"))?;
-                let says = if round == 0 { Says::Alive } else { Says::figure(&table_id(in_flight), row, column, figure) };
-                says.say()?;
+                let heat = Heat::new(in_flight, jobs_min, time);
+                let [took, used] = run(contender.as_mut(), heat, place).map_err(|error| format!("{row}: {error}"))?;
+                if round == 0 {
+                    Says::Alive.say()?;
+                    continue;
+                }
+                Says::figure(&table_id(in_flight), row, column, took).say()?;
+                if in_flight == CPU_IN_FLIGHT {
+                    Says::figure(CPU, row, column, used).say()?;
+                }
             }
         }
     }
@@ -86,13 +93,20 @@ pub(crate) fn play(condition: &str, program: &Path, logs: &Path, cgroup: &str, w
     Ok(())
 }
 
-/// The time for a job.
-fn run(contender: &mut dyn Contender, mut heat: Heat, place: &Place) -> Result<f64> {
+/// The time for a job, and how much of it the host has used its CPU; in microseconds.
+fn run(contender: &mut dyn Contender, mut heat: Heat, place: &Place) -> Result<[f64; 2]> {
+    let before = cpu_time()?;
     heat.began = Instant::now();
     contender.run(&mut heat)?;
-    let figure = heat.micros_per_job();
+    let took = heat.began.elapsed();
+    let used = cpu_time()?.saturating_sub(before);
     let logs = delete_logs(&place.logs)?;
-    if logs == heat.jobs { Ok(figure) } else { Err(format!("of {} jobs {logs} have their line in a log", heat.jobs).into()) }
+    let figures = [heat.per_job(took), heat.per_job(used)];
+    if logs == heat.jobs { Ok(figures) } else { Err(format!("of {} jobs {logs} have their line in a log", heat.jobs).into()) }
+}
+
+fn cpu_time() -> Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)?.into())
 }
 
 /// Deletes the logs of jobs, and comes back with the number of those that have their line.

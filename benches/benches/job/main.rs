@@ -29,6 +29,9 @@ mod peer;
 
 /// How many jobs run at a time; a table each.
 const IN_FLIGHT: [usize; 3] = [1, 64, 512];
+/// The table of the host's own CPU time, and how many run at a time there.
+const CPU: &str = "job-cpu";
+const CPU_IN_FLIGHT: usize = 64;
 /// The columns: how many descriptors are open.
 const CONDITIONS: [(&str, usize); 3] = [("plain", 0), ("5k fds", 5_000), ("15k fds", 15_000)];
 
@@ -64,9 +67,11 @@ fn bench() -> Result<()> {
     let pace = Pace::from_args();
     let mut results = Results::begin("job", pace)?;
     let columns = CONDITIONS.map(|(name, _)| name);
-    for in_flight in IN_FLIGHT {
-        let title = format!("A whole job (cgroup, log, two pipes, status), {in_flight} in flight, µs a job");
-        let mut table = Table::new(&table_id(in_flight), title, &columns).reference("floor");
+    let whole = "A whole job (cgroup, log, two pipes, status)";
+    let times = IN_FLIGHT.map(|in_flight| (table_id(in_flight), format!("{whole}, {in_flight} in flight, µs a job")));
+    let cpu = (CPU.to_owned(), format!("CPU time of the host for a whole job, {CPU_IN_FLIGHT} in flight, µs a job"));
+    for (id, title) in times.into_iter().chain([cpu]) {
+        let mut table = Table::new(&id, title, &columns).reference(contender::FLOOR);
         for row in contender::ROWS {
             table.row(row);
         }
