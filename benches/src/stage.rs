@@ -17,7 +17,7 @@ use crate::host::Ours;
 use crate::{Result, Results};
 
 /// A host that says nothing for so long is stuck.
-const SILENCE_MAX: Duration = Duration::from_mins(1);
+const SILENCE_MAX: Duration = Duration::from_mins(2);
 /// Processes that were killed are gone after this.
 const GONE_MAX: Duration = Duration::from_secs(10);
 /// Files in memory: a file system on a disk creates files many times slower once some ten thousand were deleted shortly before, and that would be all that is seen.

@@ -35,26 +35,16 @@ pub(crate) struct Place {
     /// What is started.
     pub(crate) program: PathBuf,
     pub(crate) logs: PathBuf,
-    /// In which it makes those of its jobs; none where there are no cgroups.
+    /// In which it makes those of its jobs, as all do, in turn; none where there are no cgroups.
     pub(crate) cgroup: Option<PathBuf>,
 }
 
 impl Place {
-    /// Made below these.
+    /// With a directory for its logs below that one.
     pub(crate) fn new(name: &str, program: &Path, logs: &Path, cgroup: Option<&Path>) -> io::Result<Self> {
-        let name = name.replace([' ', ','], "_");
-        let place = Self { program: program.to_owned(), logs: logs.join(&name), cgroup: cgroup.map(|cgroup| cgroup.join(&name)) };
-        fs::create_dir(&place.logs)?;
-        if let Some(cgroup) = &place.cgroup {
-            fs::create_dir(cgroup)?;
-        }
-        Ok(place)
-    }
-
-    /// Removes it, once no job is left.
-    pub(crate) fn remove(&self) -> io::Result<()> {
-        fs::remove_dir_all(&self.logs)?;
-        self.cgroup.as_ref().map_or(Ok(()), fs::remove_dir)
+        let logs = logs.join(name.replace([' ', ','], "_"));
+        fs::create_dir(&logs)?;
+        Ok(Self { program: program.to_owned(), logs, cgroup: cgroup.map(Path::to_owned) })
     }
 }
 

@@ -71,7 +71,7 @@ pub(crate) fn play(condition: &str, program: &Path, logs: &Path, cgroup: &str, w
                 // Nobody always comes after the same one.
                 let at = (index + round) % contenders.len();
                 let (row, place, contender) = &mut contenders[at];
-                let jobs_min = if round == 0 { 1 } else { pace.of(in_flight.min(64), in_flight, 2 * in_flight) };
+                let jobs_min = if round == 0 { 1 } else { pace.of(in_flight.min(16), in_flight, 2 * in_flight) };
                 let heat = Heat::new(in_flight, jobs_min, time);
                 let [took, used] = run(contender.as_mut(), heat, place).map_err(|error| format!("{row}: {error}"))?;
                 if round == 0 {
@@ -88,7 +88,7 @@ pub(crate) fn play(condition: &str, program: &Path, logs: &Path, cgroup: &str, w
     drop(open);
     for (_, place, contender) in contenders {
         drop(contender);
-        place.remove()?;
+        fs::remove_dir_all(&place.logs)?;
     }
     Ok(())
 }

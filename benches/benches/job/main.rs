@@ -7,7 +7,7 @@
 //! cargo bench -p iron-exec-benches --bench job -- floor unconfirmed  # only the rows with one of these words in their name
 //! ```
 //!
-//! - `floor`: bare system calls, for this one purpose: no table of jobs, no deadlines, no errors that are handled.
+//! - `floor`: bare system calls, for this one purpose: no table of jobs, no deadlines, no errors that are handled, no session of its own for each job.
 //! - `iron-exec`: a worker as it is by default: `start` comes back when the program was executed. `iron-exec, unconfirmed` is not held up by that, like the floor.
 //! - `tokio + cgroup.procs`: what can be made of tokio on one thread: the parent moves the process, which runs already (and may have ended), into its cgroup. Its lines are
 //!   copied by `lines()` into a `BufWriter`. `tokio, no cgroup` is the same without cgroups.
