@@ -4,12 +4,13 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use iron_exec::framing::cri::RECORD_OVERHEAD_BYTES;
 use iron_exec_benches::host::{end_with_parent, raise_nofile};
 use nix::unistd::alarm;
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::epoll::Epoll;
 use crate::ours::Ours;
@@ -30,11 +31,12 @@ pub(crate) struct Contender {
     make: fn(usize, &Path) -> Result<Box<dyn Drain>>,
 }
 
-pub(crate) const CONTENDERS: [Contender; 4] = [
+pub(crate) const CONTENDERS: [Contender; 5] = [
     Contender { name: "floor", make: |jobs, directory| Ok(Box::new(Epoll::new(jobs, directory)?)) },
     Contender { name: "iron-exec", make: |jobs, directory| Ok(Box::new(Ours::new(jobs, Some(jobs), directory)?)) },
     Contender { name: "iron-exec, 512 open logs", make: |jobs, directory| Ok(Box::new(Ours::new(jobs, None, directory)?)) },
-    Contender { name: "tokio", make: |jobs, directory| Ok(Box::new(Tokio::new(jobs, directory)?)) },
+    Contender { name: "tokio", make: |jobs, directory| Ok(Box::new(Tokio::new(jobs, false, directory)?)) },
+    Contender { name: "tokio, tokio::fs", make: |jobs, directory| Ok(Box::new(Tokio::new(jobs, true, directory)?)) },
 ];
 
 /// One who reads from many pipes, and writes what comes to as many logs.
@@ -42,15 +44,15 @@ pub(crate) trait Drain {
     /// Where the pipes can be opened to be written to, and the logs.
     fn ends(&self) -> Result<Vec<(PathBuf, PathBuf)>>;
 
-    /// So many lines are in each pipe, or on their way there. Brings them into the logs; these have `bytes` bytes each then. Returns how long that took.
-    fn drain(&mut self, lines: usize, bytes: u64) -> Result<Duration>;
+    /// So many lines are in each pipe, or on their way there. Brings them into the logs; these have `bytes` bytes each then. Returns what that took.
+    fn drain(&mut self, lines: usize, bytes: u64) -> Result<Cost>;
 
     /// Lets go of everything.
     fn end(self: Box<Self>) -> Result<()>;
 }
 
-/// Plays a host: says where its pipes are, and then, for each line that it is told, how many nanoseconds it took to bring so many lines of each into its log;
-/// with 0 of them, it empties the logs.
+/// Plays a host: says where its pipes are, and then, for each line that it is told, what it took to bring so many lines of each into its log: nanoseconds,
+/// and nanoseconds of a CPU. With 0 lines, it empties the logs.
 pub(crate) fn play(name: &str, jobs: &str, directory: &Path) -> Result<()> {
     end_with_parent()?;
     // A line each: what goes wrong is one, too.
@@ -79,20 +81,48 @@ fn answer(name: &str, jobs: usize, directory: &Path) -> Result<()> {
         if lines == 0 {
             logs.iter().try_for_each(|log| File::options().write(true).open(log)?.set_len(0))?;
             bytes = 0;
-            writeln!(stdout, "ok 0")?;
+            writeln!(stdout, "ok 0 0")?;
             continue;
         }
         bytes += (lines * RECORD_BYTES) as u64;
-        let time = contender.drain(lines, bytes)?;
+        let Cost { time, cpu_time } = contender.drain(lines, bytes)?;
         for log in &logs {
             let length = fs::metadata(log)?.len();
             if length != bytes {
                 return Err(format!("{}: has {length} bytes instead of {bytes}", log.display()).into());
             }
         }
-        writeln!(stdout, "ok {}", time.as_nanos())?;
+        writeln!(stdout, "ok {} {}", time.as_nanos(), cpu_time.as_nanos())?;
     }
     contender.end()
+}
+
+/// What something took.
+pub(crate) struct Cost {
+    time: Duration,
+    /// Of this process.
+    cpu_time: Duration,
+}
+
+/// Since when something takes what it takes.
+pub(crate) struct Clock(Instant, Duration);
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        Self(Instant::now(), cpu_time())
+    }
+
+    pub(crate) fn time(&self) -> Duration {
+        self.0.elapsed()
+    }
+
+    pub(crate) fn cost(&self) -> Cost {
+        Cost { time: self.time(), cpu_time: cpu_time().saturating_sub(self.1) }
+    }
+}
+
+fn cpu_time() -> Duration {
+    clock_gettime(ClockId::ProcessCPUTime).try_into().unwrap_or_default()
 }
 
 /// A pipe that is no job's, and its log.

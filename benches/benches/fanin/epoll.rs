@@ -1,7 +1,8 @@
 //! The floor: an epoll instance, a read and a write.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use iron_exec::framing::cri::{self, Stamp};
 use iron_exec::framing::{Ending, Piece};
@@ -11,7 +12,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 
 use crate::Result;
-use crate::contender::{Drain, Pipe};
+use crate::contender::{Clock, Cost, Drain, Pipe};
 
 /// As many as iron-exec and tokio take.
 const EVENTS_MAX: usize = 1024;
@@ -20,7 +21,7 @@ const BUFFER_BYTES: usize = 64 << 10;
 const TIMEOUT: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 pub(crate) struct Epoll {
-    epoll: std::os::fd::OwnedFd,
+    queue: OwnedFd,
     events: Vec<epoll::Event>,
     pipes: Vec<Pipe>,
     buffer: Vec<u8>,
@@ -38,7 +39,7 @@ impl Epoll {
             pipes.push(pipe);
         }
         let (events, buffer) = (Vec::with_capacity(EVENTS_MAX), vec![0; BUFFER_BYTES]);
-        Ok(Self { epoll, events, pipes, buffer, records: Vec::new(), stamp: Stamp::new() })
+        Ok(Self { queue: epoll, events, pipes, buffer, records: Vec::new(), stamp: Stamp::new() })
     }
 }
 
@@ -47,12 +48,12 @@ impl Drain for Epoll {
         Ok(self.pipes.iter().map(Pipe::ends).collect())
     }
 
-    fn drain(&mut self, lines: usize, _bytes: u64) -> Result<Duration> {
-        let began = Instant::now();
+    fn drain(&mut self, lines: usize, _bytes: u64) -> Result<Cost> {
+        let clock = Clock::start();
         let mut left = lines * self.pipes.len();
         while left > 0 {
             self.events.clear();
-            if epoll::wait(&self.epoll, spare_capacity(&mut self.events), Some(&TIMEOUT))? == 0 {
+            if epoll::wait(&self.queue, spare_capacity(&mut self.events), Some(&TIMEOUT))? == 0 {
                 return Err(format!("{left} lines are missing").into());
             }
             for event in &self.events {
@@ -74,7 +75,7 @@ impl Drain for Epoll {
                 self.records.clear();
             }
         }
-        Ok(began.elapsed())
+        Ok(clock.cost())
     }
 
     fn end(self: Box<Self>) -> Result<()> {

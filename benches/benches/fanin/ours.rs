@@ -4,13 +4,13 @@ use std::fs::{self, File};
 use std::io::{self, PipeWriter};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use iron_exec::{Capture, CgroupBase, Command, Events, JobId, ShutdownMode, Worker};
 use iron_exec_benches::program;
 
 use crate::Result;
-use crate::contender::{Drain, place};
+use crate::contender::{Clock, Cost, Drain, place};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -53,21 +53,21 @@ impl Drain for Ours {
         self.jobs.iter().zip(&self.logs).map(ends).collect()
     }
 
-    fn drain(&mut self, _lines: usize, bytes: u64) -> Result<Duration> {
-        let (began, mut complete) = (Instant::now(), 0);
+    fn drain(&mut self, _lines: usize, bytes: u64) -> Result<Cost> {
+        let (clock, mut complete) = (Clock::start(), 0);
         loop {
             self.worker.turn(&mut self.events, Some(TIMEOUT))?;
             // Mostly the last one is the last; then one system call a turn is all that it takes to know.
             if self.last_log.metadata()?.len() >= bytes {
-                let time = began.elapsed();
+                let cost = clock.cost();
                 while complete < self.logs.len() && fs::metadata(&self.logs[complete])?.len() >= bytes {
                     complete += 1;
                 }
                 if complete == self.logs.len() {
-                    return Ok(time);
+                    return Ok(cost);
                 }
             }
-            if began.elapsed() > TIMEOUT {
+            if clock.time() > TIMEOUT {
                 return Err("lines are missing".into());
             }
         }

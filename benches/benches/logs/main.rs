@@ -66,7 +66,7 @@ fn bench() -> Result<()> {
         }
         results.tables.push(table);
     }
-    for round in 0..pace.of(1, 3, 7) {
+    for round in 0..pace.of(1, 3, 5) {
         for (table, way) in results.tables.iter_mut().zip(&WAYS) {
             // Nobody always comes after the same one.
             sinks.rotate_left(round % 2 + 1);
