@@ -35,6 +35,7 @@ const NOW_NANOS: u64 = 1_795_404_418_000_000_000;
 /// Of each benchmark; there are some thirty of them.
 const WARM_UP_TIME: Duration = Duration::from_millis(500);
 const MEASUREMENT_TIME: Duration = Duration::from_secs(2);
+const SAMPLES: usize = 20;
 const RESAMPLES: usize = 10_000;
 
 fn main() -> ExitCode {
@@ -55,6 +56,7 @@ fn bench() -> Result<()> {
         .output_directory(&written_to)
         .warm_up_time(WARM_UP_TIME)
         .measurement_time(MEASUREMENT_TIME)
+        .sample_size(SAMPLES)
         .nresamples(RESAMPLES);
     let mut criterion = criterion.configure_from_args();
     split(&mut criterion);
