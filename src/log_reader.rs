@@ -230,6 +230,10 @@ impl Following {
         while let Ok(notice) = notices.next() {
             has_some = true;
             self.look_soon |= notice.events().contains(inotify::ReadFlags::CLOSE_WRITE);
+            // If there are more, they are there at once when they are waited for.
+            if notices.is_buffer_empty() {
+                break;
+            }
         }
         has_some
     }
