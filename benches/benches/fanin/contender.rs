@@ -45,14 +45,15 @@ pub(crate) trait Drain {
     fn ends(&self) -> Result<Vec<(PathBuf, PathBuf)>>;
 
     /// So many lines are in each pipe, or on their way there. Brings them into the logs; these have `bytes` bytes each then. Returns what that took.
-    fn drain(&mut self, lines: usize, bytes: u64) -> Result<Cost>;
+    /// `is_filled`: all is there, and it is the CPU time that counts, otherwise the time.
+    fn drain(&mut self, lines: usize, bytes: u64, is_filled: bool) -> Result<Cost>;
 
     /// Lets go of everything.
     fn end(self: Box<Self>) -> Result<()>;
 }
 
 /// Plays a host: says where its pipes are, and then, for each line that it is told, what it took to bring so many lines of each into its log: nanoseconds,
-/// and nanoseconds of a CPU. With 0 lines, it empties the logs.
+/// and nanoseconds of a CPU; or empties the logs.
 pub(crate) fn play(name: &str, jobs: &str, directory: &Path) -> Result<()> {
     end_with_parent()?;
     // A line each: what goes wrong is one, too.
@@ -75,17 +76,19 @@ fn answer(name: &str, jobs: usize, directory: &Path) -> Result<()> {
         writeln!(stdout, "ok {}", pipe.display())?;
     }
     let mut bytes = 0;
-    for lines in io::stdin().lock().lines() {
+    for ask in io::stdin().lock().lines() {
         alarm::set(TIME_MAX_SECONDS);
-        let lines: usize = lines?.parse()?;
-        if lines == 0 {
+        let ask = ask?;
+        let (how, lines) = ask.split_once(' ').ok_or("what is to be done?")?;
+        let lines: usize = lines.parse()?;
+        if how == "empty" {
             logs.iter().try_for_each(|log| File::options().write(true).open(log)?.set_len(0))?;
             bytes = 0;
             writeln!(stdout, "ok 0 0")?;
             continue;
         }
         bytes += (lines * RECORD_BYTES) as u64;
-        let Cost { time, cpu_time } = contender.drain(lines, bytes)?;
+        let Cost { time, cpu_time } = contender.drain(lines, bytes, how == "filled")?;
         for log in &logs {
             let length = fs::metadata(log)?.len();
             if length != bytes {
@@ -99,9 +102,9 @@ fn answer(name: &str, jobs: usize, directory: &Path) -> Result<()> {
 
 /// What something took.
 pub(crate) struct Cost {
-    time: Duration,
+    pub(crate) time: Duration,
     /// Of this process.
-    cpu_time: Duration,
+    pub(crate) cpu_time: Duration,
 }
 
 /// Since when something takes what it takes.

@@ -48,7 +48,7 @@ impl Drain for Epoll {
         Ok(self.pipes.iter().map(Pipe::ends).collect())
     }
 
-    fn drain(&mut self, lines: usize, _bytes: u64) -> Result<Cost> {
+    fn drain(&mut self, lines: usize, _bytes: u64, _is_filled: bool) -> Result<Cost> {
         let clock = Clock::start();
         let mut left = lines * self.pipes.len();
         while left > 0 {

@@ -1,8 +1,8 @@
 //! How fast the lines of many jobs get into their logs when they all write at once: iron-exec beside a bare epoll and tokio.
 //!
 //! ```sh
-//! cargo bench -p iron-exec-benches --bench fanin             # about two minutes
-//! cargo bench -p iron-exec-benches --bench fanin -- --quick  # some twenty seconds
+//! cargo bench -p iron-exec-benches --bench fanin             # about three minutes
+//! cargo bench -p iron-exec-benches --bench fanin -- --quick  # half a minute
 //! cargo bench -p iron-exec-benches --bench fanin -- 6,000    # only the columns with one of these words in their name
 //! ```
 //!
@@ -82,7 +82,7 @@ const QUICK: [Size; 3] = [
 const FULL: [Size; 3] = [
     Size { name: "1 job", jobs: 1, writes: 300_000, fills: 100 },
     Size { name: "1,000 jobs", jobs: 1000, writes: 500, fills: 20 },
-    Size { name: "6,000 jobs", jobs: 6000, writes: 150, fills: 6 },
+    Size { name: "6,000 jobs", jobs: 6000, writes: 150, fills: 8 },
 ];
 
 fn main() -> ExitCode {
@@ -212,24 +212,24 @@ impl Host {
             for _ in 0..size.fills {
                 std::thread::sleep(SILENCE);
                 write(1)?;
-                self.ask(kind.lines)?;
+                self.ask("filled", kind.lines)?;
                 time += self.cost()?[1];
             }
             (time, size.fills)
         } else {
             let writes = if kind.lines == 1 { size.writes } else { size.writes / 5 };
-            self.ask(writes * kind.lines)?;
+            self.ask("fed", writes * kind.lines)?;
             write(writes)?;
             (self.cost()?[0], writes)
         };
-        self.ask(0)?;
+        self.ask("empty", 0)?;
         self.answer()?;
         Ok((kind.lines * writes * pipes.len()) as f64 / (time.as_secs_f64() * 1e6))
     }
 
-    /// So many lines of each pipe are to be brought into its log; with 0 of them, all logs are to be emptied.
-    fn ask(&mut self, lines: usize) -> io::Result<()> {
-        writeln!(self.asks, "{lines}")
+    /// So many lines of each pipe are to be brought into its log: they are there (`filled`), or come (`fed`). Or all logs are to be emptied (`empty`).
+    fn ask(&mut self, how: &str, lines: usize) -> io::Result<()> {
+        writeln!(self.asks, "{how} {lines}")
     }
 
     /// How long it took the host, and how long of a CPU.

@@ -109,7 +109,7 @@ impl Drain for Tokio {
         Ok(self.ends.clone())
     }
 
-    fn drain(&mut self, lines: usize, _bytes: u64) -> Result<Cost> {
+    fn drain(&mut self, lines: usize, _bytes: u64, _is_filled: bool) -> Result<Cost> {
         self.tally.left.store(lines * self.ends.len(), Ordering::Relaxed);
         let clock = Clock::start();
         self.runtime.block_on(self.tally.done.notified());
