@@ -18,6 +18,8 @@ use crate::{END, FULL, IDLE, IDLE_COLUMNS, LOGGED, MEMORY, NOFILE, PEER_LOGGED, 
 pub(crate) const READY: [usize; 2] = [1, 32];
 /// Started and ended before anything is measured.
 const FIRST_JOBS: usize = 100;
+/// After this nothing is left to do of what was started.
+const SETTLE_TIME: Duration = Duration::from_millis(100);
 /// For jobs that were told to talk to have done so, and for their pipes to count as silent before.
 const TALK_TIME: Duration = Duration::from_millis(4);
 
@@ -79,7 +81,7 @@ fn measure(contender: &mut dyn Contender, row: &str, column: &str, jobs: usize) 
         // The longer, the less counts how it begins and ends; the goal is held against this row.
         let idle_time = Duration::from_millis(if row == LOGGED { pace.of(20, 500, 1000) } else { pace.of(20, 200, 300) });
         // What is left to do of the starts is done.
-        contender.idle(idle_time / 20)?;
+        contender.idle(SETTLE_TIME)?;
         let before = cpu_time()?;
         contender.idle(idle_time)?;
         let used = cpu_time()?.saturating_sub(before);
