@@ -271,11 +271,11 @@ impl Builder {
             exit_info: process::probe_exit_info(),
             nofile: getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX),
         };
-        let null = stdio::open_null().map_err(|source| BuildError::Io { operation: "opening /dev/null", source })?;
+        let null = Arc::new(stdio::open_null().map_err(|source| BuildError::Io { operation: "opening /dev/null", source })?);
         let log_dir = LogDir::open(&settings.log_dir, worker)?;
-        let spawner = Spawner::new(rung, settings.keep_dumpable, settings.spawn_slots_max, capabilities.nofile);
+        let spawner = Spawner::new(rung, settings.keep_dumpable, settings.spawn_slots_max, capabilities.nofile, &null);
         let spawner = spawner.map_err(|source| BuildError::Io { operation: "making the spawn slots", source })?;
-        let host = Host { ids, null: Arc::new(null), nofile, cgroup_missing: capabilities.cgroup_missing.clone() };
+        let host = Host { ids, null, nofile, cgroup_missing: capabilities.cgroup_missing.clone() };
         let env_base = settings.env_base;
         let reactor = Reactor::new(settings, spawner, log_dir, cgroups)?;
         let collector = retention.map(|retention| Collector::new(retention, env_base, &reactor.log_dir, Instant::now()));

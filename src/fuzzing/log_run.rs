@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
@@ -11,6 +12,7 @@ use rustix::pipe::PipeFlags;
 use crate::kernel::log_dir::{LogDir, read_mark};
 use crate::kernel::log_file::LogFile;
 use crate::kernel::spawner::Spawner;
+use crate::kernel::stdio;
 use crate::kernel::stream::LogStream;
 use crate::lent::{Alarm, Lent};
 use crate::log::{Log, LogNews};
@@ -88,7 +90,8 @@ impl LogRun {
         let mut ids = Ids::default();
         let (worker, id) = (ids.next(0), JobId::from(ids.next(0)));
         let log_dir = LogDir::open(directory, worker).expect("a log directory");
-        let spawner = Spawner::new(Rung::Fork, true, 0, 0).expect("a spawner without slots");
+        let null = Arc::new(stdio::open_null().expect("/dev/null"));
+        let spawner = Spawner::new(Rung::Fork, true, 0, 0, &null).expect("a spawner without slots");
         let mut reactor = Reactor::new(settings, spawner, log_dir, None).expect("a loop");
         let name = log_name(&entry_name("fuzz", id));
         let file = LogFile::create(reactor.log_dir.as_fd(), name.clone()).expect("a log file");

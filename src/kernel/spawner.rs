@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 pub(crate) use iron_exec_sys::spawn::Slot;
 use iron_exec_sys::spawn::{SLOT_FDS_MAX, Start};
@@ -35,14 +36,19 @@ pub(crate) struct Spawner {
 }
 
 impl Spawner {
-    /// A spawner with up to `slots_max` slots, fewer where `nofile`, the soft limit of open files, is low.
-    pub(crate) fn new(best: Rung, keep_dumpable: bool, slots_max: usize, nofile: u64) -> io::Result<Self> {
+    /// A spawner with up to `slots_max` slots, fewer where `nofile`, the soft limit of open files, is low. `null`: what most jobs have as their stdin.
+    pub(crate) fn new(best: Rung, keep_dumpable: bool, slots_max: usize, nofile: u64, null: &Arc<OwnedFd>) -> io::Result<Self> {
         let affordable = usize::try_from(nofile / NOFILE_PER_SLOT).unwrap_or(usize::MAX).max(1);
         let slots = if best.shares_memory() { slots_max.min(affordable) } else { 0 };
-        let mut idle = (0..slots).map(|_| Slot::new()).collect::<io::Result<Vec<_>>>()?;
+        let mut idle: Vec<Slot> = Vec::with_capacity(slots);
+        for _ in 0..slots {
+            // The host's ends stand above all those of children, whom they would cost time.
+            let ours_from = idle.first().map_or(0, |first| first.top().saturating_add(slots as i32));
+            idle.push(Slot::new(Arc::clone(null), ours_from)?);
+        }
         // The lowest ones are taken first.
         idle.reverse();
-        let low_fds = idle.first().map_or(0, Slot::top);
+        let low_fds = idle.iter().map(Slot::top).max().unwrap_or_default();
         let suid_dumpable = rustix::fs::open("/proc/sys/fs/suid_dumpable", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok();
         // A host that is not root would lose its own /proc/self to root with the first job of another user.
         let keep_dumpable = keep_dumpable || !rustix::process::geteuid().is_root();

@@ -76,6 +76,9 @@ pub(crate) struct FdMove {
     pub(crate) to: i32,
 }
 
+/// Where a descriptor comes from that is sent to the child: it has no number there as yet.
+pub(crate) const SENT: i32 = -1;
+
 /// What the child half does, prepared by the parent.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -131,10 +134,13 @@ fn leave_table(top: u32) -> Result<(), Failure> {
     .map_err(|errno| (ChildStep::CloseFds, errno, 0))
 }
 
-/// Takes the job's descriptors from the slot's socket.
+/// Takes what was sent of the job's descriptors from the slot's socket.
 fn receive(plan: &mut Plan, control: &Control) -> Result<(), Failure> {
-    let wanted = plan.moves.len();
-    let came = raw::receive_fds(control.socket(), plan.moves.iter_mut().map(|fd| &mut fd.from));
+    let wanted = plan.moves.iter().filter(|fd| fd.from == SENT).count();
+    if wanted == 0 {
+        return Ok(());
+    }
+    let came = raw::receive_fds(control.socket(), plan.moves.iter_mut().map(|fd| &mut fd.from).filter(|from| **from == SENT));
     control.note_received();
     match came {
         Ok(came) if came == wanted => Ok(()),

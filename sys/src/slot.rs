@@ -9,6 +9,7 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 use rustix::thread::futex;
 
-use crate::child::{self, ChildStep, Plan};
+use crate::child::{self, ChildStep, Plan, SENT};
 use crate::clone3::{self, OnStack};
 use crate::message;
 use crate::spawn::Report;
@@ -46,6 +47,8 @@ pub(crate) struct Control {
     index: AtomicU32,
     /// The child's end of the socket pair.
     socket: AtomicI32,
+    /// The number below which the child keeps the host's descriptors for a moment.
+    top: AtomicU32,
     /// What the child does: its own while it is on the slot.
     plan: AtomicPtr<Plan>,
 }
@@ -57,7 +60,7 @@ impl Control {
 
     /// The number below which the child keeps the host's descriptors for a moment.
     pub(crate) fn top(&self) -> u32 {
-        (self.socket() as u32).wrapping_add(1)
+        self.top.load(Ordering::Relaxed)
     }
 
     pub(crate) fn note_received(&self) {
@@ -84,24 +87,28 @@ pub struct Slot {
     ours: OwnedFd,
     /// The child's end.
     theirs: OwnedFd,
+    /// /dev/null, which a child has from the host's table of descriptors, by its number.
+    null: Arc<OwnedFd>,
 }
 
 // SAFETY: the mapping is the slot's alone, and of it only atomics are touched; no thread is special to it.
 unsafe impl Send for Slot {}
 
 impl Slot {
-    /// Makes a slot. Its descriptors get the lowest free numbers: what is open below them costs every spawn a little, what is above nothing.
+    /// Makes a slot. Its descriptor for the child gets the lowest free number: what is open below that costs every spawn a little, what is above nothing. The one for
+    /// the host gets a number from `ours_from` up, if there is one. `null` is /dev/null: a child that is given that very descriptor is not sent it.
     ///
     /// # Errors
     /// Those of socketpair(2) and mmap(2).
-    pub fn new() -> io::Result<Self> {
+    pub fn new(null: Arc<OwnedFd>, ours_from: i32) -> io::Result<Self> {
         let (theirs, ours) = message::pair()?;
+        let ours = rustix::io::fcntl_dupfd_cloexec(&ours, ours_from).unwrap_or(ours);
         let page = rustix::param::page_size();
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::STACK;
         // SAFETY: a new mapping at a place of the kernel's choice.
         let map = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), bytes(page), ProtFlags::READ | ProtFlags::WRITE, flags) }?;
         let Some(start) = NonNull::new(map) else { return Err(Errno::NOMEM.into()) };
-        let slot = Self { map: start, page, ours, theirs };
+        let slot = Self { map: start, page, ours, theirs, null };
         slot.control().socket.store(slot.theirs.as_raw_fd(), Ordering::Relaxed);
         // SAFETY: the first page of our own mapping, of which nothing is used.
         unsafe { rustix::mm::mprotect(map, page, MprotectFlags::empty()) }?;
@@ -110,7 +117,12 @@ impl Slot {
 
     /// The number above which the host's descriptors stay out of a child's sight.
     pub fn top(&self) -> i32 {
-        self.theirs.as_raw_fd() + 1
+        self.theirs.as_raw_fd().max(self.null.as_raw_fd()) + 1
+    }
+
+    /// Whether a child needs not be sent this descriptor: the slot sees to it that its number stays its own.
+    pub(crate) fn holds(&self, fd: BorrowedFd<'_>) -> bool {
+        fd.as_raw_fd() == self.null.as_raw_fd()
     }
 
     fn stack(&self) -> *mut c_void {
@@ -124,20 +136,27 @@ impl Slot {
         unsafe { &*control }
     }
 
-    /// Starts a child on this slot. On an error the slot and the descriptors are as before.
+    /// Starts a child on this slot; `fds` are those of its descriptors that the slot does not hold. On an error the slot and the descriptors are as before.
     pub(crate) fn launch(
         self,
-        plan: Box<Plan>,
+        mut plan: Box<Plan>,
         fds: &[BorrowedFd<'_>],
         is_vfork: bool,
         cgroup: Option<i32>,
     ) -> Result<Launched, NotLaunched> {
-        if message::send(self.ours.as_fd(), fds).is_err() {
+        let is_sent = !fds.is_empty();
+        if is_sent && message::send(self.ours.as_fd(), fds).is_err() {
             return Err(NotLaunched { slot: self, cause: Cause::NotSent(plan) });
+        }
+        let null = self.null.as_raw_fd();
+        for fd in plan.moves.iter_mut().filter(|fd| fd.from != null) {
+            fd.from = SENT;
         }
         let plan = Box::into_raw(plan);
         let control = self.control();
-        control.received.store(0, Ordering::Relaxed);
+        let top = if is_sent { self.top() } else { null.wrapping_add(1) };
+        control.top.store(top as u32, Ordering::Relaxed);
+        control.received.store(u32::from(!is_sent), Ordering::Relaxed);
         control.step.store(0, Ordering::Relaxed);
         control.plan.store(plan, Ordering::Relaxed);
         control.word.store(1, Ordering::Release);
@@ -287,7 +306,7 @@ impl Flight {
         let slot = self.slot.take()?;
         if !slot.control().is_free() {
             // A child is on it that may never come off: a tenant has stopped it, its program is on a hung file system. Its stack and its plan stay,
-            // and the number of its socket, so that it does not find another file there. What was sent for it goes, or a pipe would never end.
+            // and the numbers of its socket and of /dev/null, so that it does not find other files there. What was sent for it goes, or a pipe would never end.
             slot.drain();
             mem::forget(slot);
             LEAKED.fetch_add(1, Ordering::Relaxed);
@@ -319,7 +338,8 @@ mod tests {
     use crate::wait::{self, Mode};
 
     fn free_slot() -> Slot {
-        Slot::new().unwrap()
+        let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").unwrap();
+        Slot::new(Arc::new(null.into()), 0).unwrap()
     }
 
     /// Spawns on `slot`, waits for the end, gives the slot back and says what was reported.
