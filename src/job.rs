@@ -1,5 +1,6 @@
 //! Floor 4: one job put together: its process, outputs, log and cgroup, driven by its [`Lifecycle`].
 
+use std::cell::LazyCell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -232,7 +233,7 @@ impl Job {
     ) -> Result<Self, StartFailure> {
         let id = JobId::from(host.ids.next(unix_millis()));
         let name = names::safe_name(command.name.as_ref().map_or(command.program.as_os_str(), |name| name.as_ref()));
-        let entry = names::entry_name(&name, id);
+        let entry = LazyCell::new(|| names::entry_name(&name, id));
         let settings = lent.settings;
         let (started, started_at) = (SystemTime::now(), lent.now);
         let mut undo = Undo { lent, key, log: None, cgroup: None, control: None, registered: Vec::new() };

@@ -33,21 +33,26 @@ impl ExecImage {
     /// [`NulByte`] if any of the strings has one.
     pub fn new<'a>(
         program: &'a OsStr,
-        args: impl IntoIterator<Item = &'a OsStr>,
-        env: impl IntoIterator<Item = (&'a OsStr, &'a OsStr)>,
+        args: impl Iterator<Item = &'a OsStr> + Clone,
+        env: impl Iterator<Item = (&'a OsStr, &'a OsStr)> + Clone,
         path: &OsStr,
         cwd: Option<&OsStr>,
     ) -> Result<Self, NulByte> {
-        let mut strings = Strings { bytes: Vec::with_capacity(4096), nul: false };
+        let is_path = program.as_bytes().contains(&b'/');
+        let directories = path.as_bytes().split(|&byte| byte == b':');
+        // Each string's bytes, and what stands between and behind.
+        let mut bytes = program.len() + 1 + args.clone().map(|arg| arg.len() + 1).sum::<usize>() + cwd.map_or(0, |cwd| cwd.len() + 1);
+        bytes += env.clone().map(|(key, value)| key.len() + value.len() + 2).sum::<usize>();
+        bytes += if is_path { 0 } else { directories.clone().map(|directory| directory.len().max(1) + program.len() + 2).sum() };
+        let mut strings = Strings { bytes: Vec::with_capacity(bytes), nul: false };
         let mut argv = vec![strings.push(&[program.as_bytes()])];
-        argv.extend(args.into_iter().map(|arg| strings.push(&[arg.as_bytes()])));
-        let envp: Vec<usize> = env.into_iter().map(|(key, value)| strings.push(&[key.as_bytes(), b"=", value.as_bytes()])).collect();
+        argv.extend(args.map(|arg| strings.push(&[arg.as_bytes()])));
+        let envp: Vec<usize> = env.map(|(key, value)| strings.push(&[key.as_bytes(), b"=", value.as_bytes()])).collect();
         let cwd = cwd.map(|cwd| strings.push(&[cwd.as_bytes()]));
-        let candidates = if program.as_bytes().contains(&b'/') {
+        let candidates = if is_path {
             vec![argv[0]]
         } else {
-            path.as_bytes()
-                .split(|&byte| byte == b':')
+            directories
                 .map(|directory| match directory {
                     b"" => strings.push(&[b"./", program.as_bytes()]),
                     directory => strings.push(&[directory, b"/", program.as_bytes()]),
@@ -131,10 +136,12 @@ impl Strings {
 
 #[cfg(test)]
 mod tests {
+    use std::iter;
+
     use super::*;
 
     fn candidates(program: &str, path: &str) -> Vec<String> {
-        let image = ExecImage::new(OsStr::new(program), [], [], OsStr::new(path), None).unwrap();
+        let image = ExecImage::new(OsStr::new(program), iter::empty(), iter::empty(), OsStr::new(path), None).unwrap();
         image.candidates().map(|path| path.to_str().unwrap().to_owned()).collect()
     }
 
@@ -156,10 +163,23 @@ mod tests {
         let nul = OsStr::new("a\0b");
         let ok = OsStr::new("ab");
         let path = OsStr::new("/bin");
-        assert_eq!(ExecImage::new(nul, [], [], path, None).unwrap_err(), NulByte);
-        assert_eq!(ExecImage::new(ok, [nul], [], path, None).unwrap_err(), NulByte);
-        assert_eq!(ExecImage::new(ok, [], [(ok, nul)], path, None).unwrap_err(), NulByte);
-        assert_eq!(ExecImage::new(ok, [], [], nul, None).unwrap_err(), NulByte);
-        assert_eq!(ExecImage::new(ok, [], [], path, Some(nul)).unwrap_err(), NulByte);
+        let refused = |program, arg, value, path, cwd| {
+            ExecImage::new(program, iter::once(arg), iter::once((ok, value)), path, Some(cwd)).unwrap_err() == NulByte
+        };
+        assert!(refused(nul, ok, ok, path, ok));
+        assert!(refused(ok, nul, ok, path, ok));
+        assert!(refused(ok, ok, nul, path, ok));
+        assert!(refused(ok, ok, ok, nul, ok));
+        assert!(refused(ok, ok, ok, path, nul));
+    }
+
+    #[test]
+    fn the_bytes_are_counted_before_they_are_written() {
+        for (program, path) in [("ls", "/bin::/usr/bin"), ("/bin/ls", "/bin"), ("ls", "")] {
+            let (program, path) = (OsStr::new(program), OsStr::new(path));
+            let env = [(OsStr::new("A"), OsStr::new("1")), (OsStr::new("B"), OsStr::new(""))];
+            let image = ExecImage::new(program, [OsStr::new("-l"), OsStr::new("")].into_iter(), env.into_iter(), path, Some(path)).unwrap();
+            assert!(image.bytes.len() <= image.bytes.capacity() && image.bytes.capacity() - image.bytes.len() <= 1, "{image:?}");
+        }
     }
 }

@@ -345,7 +345,7 @@ mod tests {
     /// Spawns on `slot`, waits for the end, gives the slot back and says what was reported.
     fn run(slot: Slot, program: &str, setup: ChildSetup, fds: &[(BorrowedFd<'_>, i32)]) -> (Slot, Report) {
         let path = OsStr::new("/nowhere:/usr/nowhere:/bin:/usr/bin");
-        let image = ExecImage::new(OsStr::new(program), [], [], path, Some(OsStr::new("/"))).unwrap();
+        let image = ExecImage::new(OsStr::new(program), std::iter::empty(), std::iter::empty(), path, Some(OsStr::new("/"))).unwrap();
         let mut slot = Some(slot);
         let spawned = spawn(Rung::Detached, Program { image, setup }, fds, None, &mut slot).unwrap();
         assert!(slot.is_none());
@@ -389,7 +389,7 @@ mod tests {
 
     #[test]
     fn what_a_rung_needs_is_asked_for() {
-        let image = || ExecImage::new(OsStr::new("/bin/true"), [], [], OsStr::new(""), None).unwrap();
+        let image = || ExecImage::new(OsStr::new("/bin/true"), std::iter::empty(), std::iter::empty(), OsStr::new(""), None).unwrap();
         let program = |setup| Program { image: image(), setup };
         assert!(spawn(Rung::Detached, program(ChildSetup::default()), &[], None, &mut None).is_err());
         let mut slot = Some(free_slot());
