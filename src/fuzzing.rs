@@ -8,7 +8,8 @@ use uuid::Uuid;
 use crate::logic::archive::{self, Outcome};
 use crate::logic::names::{self, LogName};
 use crate::logic::retention::{Bounds, FileSeen, LogFileSeen, Planner};
-use crate::logic::{cgroup_text, kernel_text};
+use crate::logic::kernel_text::{self, Passage};
+use crate::logic::cgroup_text;
 use crate::model::id::JobId;
 use crate::model::retention::LogState;
 use crate::model::usage::{CpuUsage, IoUsage, MemoryEvents};
@@ -30,11 +31,11 @@ pub fn hierarchy_of(proc_cgroups: &[u8], controller: &str) -> Option<(u32, bool)
 }
 
 pub fn ends_before_exec(stat: &[u8]) -> bool {
-    kernel_text::ends_before_exec(stat)
+    kernel_text::passage(stat) == Some(Passage::EndsBefore)
 }
 
 pub fn is_past_exec(stat: &[u8]) -> bool {
-    kernel_text::is_past_exec(stat)
+    kernel_text::passage(stat) == Some(Passage::Past)
 }
 
 pub fn device_number(dev: &[u8]) -> Option<(u32, u32)> {

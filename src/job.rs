@@ -21,6 +21,7 @@ use crate::log::Log;
 use crate::logic::deadlines::Deadline;
 use crate::logic::ids::Ids;
 use crate::logic::ladder::{Ask, LimitsAbove};
+use crate::logic::kernel_text::Passage;
 use crate::logic::lifecycle::{Action, Input, Lifecycle, Timer};
 use crate::logic::mark::Place;
 use crate::logic::names;
@@ -38,7 +39,7 @@ use crate::model::reading::ReadOptions;
 use crate::model::signal::Signal;
 use crate::model::status::{Exit, JobState, ResourceUsage, Status, StopReason};
 use crate::model::usage::{CgroupUsage, MemoryEvents};
-use crate::outputs::{Outputs, Readable, Readiness};
+use crate::outputs::{Outputs, Readiness};
 
 /// When to look again at a cgroup that was not empty although its job had ended, before its notice is waited for. The kernel holds one back for some 10 ms
 /// after another, and forgets it if somebody else removes the cgroup meanwhile: the last look comes after that time.
@@ -147,7 +148,7 @@ pub(crate) struct Job {
     is_awaited: bool,
     confirmed: bool,
     /// Whether its program is known to have been executed, beyond doubt: see [`Job::doubt_start`].
-    is_past_exec: bool,
+    was_seen_past_exec: bool,
     /// Whether the pidfd is kept after the reap: for signals to what is left of the process group.
     keeps_pidfd: bool,
 }
@@ -326,7 +327,7 @@ impl Job {
             sight: Sight::Callers,
             is_awaited: false,
             confirmed: false,
-            is_past_exec: false,
+            was_seen_past_exec: false,
             keeps_pidfd: command.tree == TreePolicy::Wait,
         };
         lent.queues.unfinished += 1;
@@ -468,10 +469,10 @@ impl Job {
         self.confirmed = true;
         self.wait_for_start(timeout);
         self.on_report(lent);
-        self.is_past_exec = !self.life.is_starting() && self.process.as_ref().is_some_and(Process::is_past_exec);
         // A child that was killed on its way lets go of its link, or slot, as one does that executes its program.
-        let ends_before_exec = || self.process.as_ref().is_some_and(Process::ends_before_exec);
-        if self.failure.is_some() || !self.life.is_starting() && !self.is_past_exec && ends_before_exec() {
+        let passage = if self.life.is_starting() { None } else { self.process.as_ref().and_then(Process::passage) };
+        self.was_seen_past_exec |= passage == Some(Passage::Past);
+        if self.failure.is_some() || passage == Some(Passage::EndsBefore) {
             // The child is on its last instruction; one that is held there (stopped, frozen) is left to the loop.
             if let Some(process) = &self.process {
                 process.wait_dead(timeout.max(Duration::from_millis(100)));
@@ -522,14 +523,14 @@ impl Job {
     }
 
     /// One of the job's descriptors is ready.
-    pub(crate) fn on_ready(&mut self, source: Source, readable: Readable, lent: &mut Lent<'_>) {
+    pub(crate) fn on_ready(&mut self, source: Source, closed: bool, lent: &mut Lent<'_>) {
         match source {
-            Source::Stdout => self.on_output(0, readable, lent),
-            Source::Stderr => self.on_output(1, readable, lent),
+            Source::Stdout => self.on_output(0, closed, lent),
+            Source::Stderr => self.on_output(1, closed, lent),
             Source::Pidfd => self.on_pidfd(lent),
             Source::Report => self.on_report(lent),
             // Somebody has taken the cgroup away.
-            Source::Pressure(resource) if readable != Readable::Bytes => {
+            Source::Pressure(resource) if closed => {
                 if let Some(control) = &mut self.control {
                     control.unwatch_pressure(resource, lent);
                 }
@@ -751,8 +752,8 @@ impl Job {
 
     /// Whether the job's child stands in memory of its own, waiting a moment for one that has just executed its program.
     fn is_out_of_host_memory(&self) -> bool {
-        if self.life.is_starting() {
-            return false;
+        if self.was_seen_past_exec || self.life.is_starting() {
+            return self.was_seen_past_exec;
         }
         let Some(process) = self.process.as_ref().filter(|process| process.rung().shares_memory()) else { return true };
         let deadline = Instant::now() + LEAVE_TIME_MAX;
@@ -994,8 +995,8 @@ impl Job {
         self.report_registered = false;
     }
 
-    fn on_output(&mut self, index: OutputIndex, readable: Readable, lent: &mut Lent<'_>) {
-        self.outputs.set_readable(index, readable, lent);
+    fn on_output(&mut self, index: OutputIndex, closed: bool, lent: &mut Lent<'_>) {
+        self.outputs.set_readable(index, closed, lent);
         self.read_outputs(lent);
     }
 
@@ -1004,15 +1005,15 @@ impl Job {
             self.reap_late(lent);
             return;
         }
-        // What has written something has executed its program.
-        self.is_past_exec |= self.outputs.count().stdout_bytes + self.outputs.count().stderr_bytes > 0;
-        if self.is_past_exec && self.life.is_starting() {
+        // What has written something has executed its program; what it has written may not have been read yet.
+        self.was_seen_past_exec |= self.outputs.count().stdout_bytes + self.outputs.count().stderr_bytes > 0;
+        if self.was_seen_past_exec && self.life.is_starting() {
             self.on_report(lent);
         }
         let is_decided = self.process.as_ref().is_none_or(Process::is_decided);
         // Without a cgroup the group is killed while its leader is a zombie; then its id cannot be somebody else's.
         let mut peeked = Ok(None);
-        if !(self.had_cgroup && is_decided && self.is_past_exec) {
+        if !(self.had_cgroup && is_decided && self.was_seen_past_exec) {
             peeked = self.process.as_mut().map_or(Ok(None), Process::peek);
             self.doubt_start(peeked.as_ref().ok().copied().flatten().map(|(exit, _)| exit), lent);
         }
@@ -1045,7 +1046,7 @@ impl Job {
     fn doubt_start(&mut self, ended: Option<Exit>, lent: &mut Lent<'_>) {
         let Some(Exit::Signal { signal, .. }) = ended else { return };
         // Once it was said to have started, a job that was told to stop is not asked whether it had.
-        let is_asked = !self.is_past_exec && self.failure.is_none() && (self.life.stop_reason().is_none() || self.life.is_starting());
+        let is_asked = !self.was_seen_past_exec && self.failure.is_none() && (self.life.stop_reason().is_none() || self.life.is_starting());
         if !is_asked || !self.process.as_ref().is_some_and(Process::ends_before_exec) {
             return;
         }
@@ -1293,7 +1294,7 @@ impl Job {
         let (Some(control), Some(cgroup)) = (self.control.as_mut(), self.cgroup.as_ref()) else { return };
         let has_ended = self.life.exit().is_some();
         let process = self.process.as_ref().filter(|process| !has_ended && process.rung().shares_memory());
-        let has_left = || process.is_none_or(Process::is_past_exec);
+        let has_left = || self.was_seen_past_exec || process.is_none_or(Process::is_past_exec);
         control.set_oom_group(self.key, has_left, cgroup, lent);
     }
 

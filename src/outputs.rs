@@ -39,8 +39,6 @@ struct Output {
     readable: bool,
     /// Whether the other end is closed, so that a short read is not the end yet.
     hung_up: bool,
-    /// Whether it is known to hold nothing more, and the other end closed: its end needs no read.
-    is_at_end: bool,
     /// Whether the pipe was enlarged.
     enlarged: bool,
     /// How it has been written to lately.
@@ -68,17 +66,6 @@ pub(crate) struct Outputs {
     news: LogNews,
 }
 
-/// What the kernel says of an output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Readable {
-    /// It holds something.
-    Bytes,
-    /// It holds something, and the other end is closed.
-    LastBytes,
-    /// The other end is closed, and it holds nothing.
-    End,
-}
-
 /// Where the outputs stand after a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Readiness {
@@ -100,7 +87,6 @@ impl Outputs {
             splitter: LineSplitter::new(line_bytes_max),
             readable: false,
             hung_up: false,
-            is_at_end: false,
             enlarged: false,
             pace: Pace::default(),
             is_gathering: false,
@@ -184,12 +170,11 @@ impl Outputs {
         self.log.as_ref().is_some_and(Log::is_held)
     }
 
-    /// The kernel says that an output can be read, or that its other end is closed. What comes in many small pieces is left to gather for a moment, out of the
-    /// loop: each piece would wake it.
-    pub(crate) fn set_readable(&mut self, index: OutputIndex, readable: Readable, lent: &mut Lent<'_>) {
+    /// The kernel says that an output can be read; `closed`, that its other end is closed: not that it is empty, whatever else is said or not (the kernel looks at
+    /// the two without a lock). What comes in many small pieces is left to gather for a moment, out of the loop: each piece would wake it.
+    pub(crate) fn set_readable(&mut self, index: OutputIndex, closed: bool, lent: &mut Lent<'_>) {
         let Some(output) = &mut self.pipes[usize::from(index)] else { return };
-        output.hung_up |= readable != Readable::Bytes;
-        output.is_at_end |= readable == Readable::End;
+        output.hung_up |= closed;
         if !(output.hung_up || output.readable || output.is_gathering)
             && let Some(wait) = output.pace.wait(lent.now, lent.settings.coalesce_time)
         {
@@ -392,8 +377,7 @@ impl Outputs {
             return total;
         }
         while let Some(output) = self.pipes[index].as_mut().filter(|output| output.readable && self.budget_left > 0) {
-            let read = if output.is_at_end { Ok(ReadOutcome::End) } else { read_output(output.fd.as_fd(), lent.read_buffer) };
-            match read {
+            match read_output(output.fd.as_fd(), lent.read_buffer) {
                 Ok(ReadOutcome::Bytes(count)) => {
                     // A pipe gives what it has: less than asked for means empty, unless its end is still to be read.
                     output.readable = count == lent.read_buffer.len() || output.hung_up;

@@ -20,7 +20,6 @@ use crate::logic::deadlines::DeadlineQueue;
 use crate::logic::token::{Key, Target};
 use crate::model::error::{BuildError, TurnError};
 use crate::model::settings::Settings;
-use crate::outputs::Readable;
 use crate::table::Table;
 
 /// Readiness events handled in one turn before the caller gets a word in, in units of the poll's capacity.
@@ -253,12 +252,7 @@ impl Reactor {
                 // A stale event names a place that has another job now, or none: not found, and that is all.
                 Target::Job(key, source) => {
                     if let Some(job) = table.get_mut(key) {
-                        let readable = match (event.is_readable(), event.is_read_closed() || event.is_error()) {
-                            (_, false) => Readable::Bytes,
-                            (true, true) => Readable::LastBytes,
-                            (false, true) => Readable::End,
-                        };
-                        job.on_ready(source, readable, &mut lent);
+                        job.on_ready(source, event.is_read_closed() || event.is_error(), &mut lent);
                     }
                 }
                 Target::Inotify => notices = true,

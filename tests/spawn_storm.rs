@@ -308,7 +308,8 @@ fn check(status: &Status, flight: Flight, tally: &mut Tally) {
             // Of a job that was told to stop it is not said that it was started, if it was not.
             let events = flight.events.strip_prefix(&[Event::Started { job: status.id }]).unwrap_or(&flight.events);
             // What a shell has started may outlive it for a moment where both are killed.
-            let events: Vec<_> = events.iter().filter(|event| !matches!(event, Event::TreeEmpty { .. })).collect();
+            let (emptied, events): (Vec<_>, Vec<_>) = events.iter().partition(|event| matches!(event, Event::TreeEmpty { .. }));
+            assert!(emptied.len() <= 1, "{}", what());
             assert!(matches!(events[..], [Event::Exited { .. }, Event::Finished { exit: told, .. }] if *told == exit), "{}", what());
             assert!(started == 1 || flight.stopped && matches!(exit, Exit::Signal { .. }), "{}", what());
             if let Exit::Code(code) = exit {
@@ -325,6 +326,7 @@ fn check(status: &Status, flight: Flight, tally: &mut Tally) {
         (Some(failure), None) => {
             assert_eq!((status.state, status.exit_code), (JobState::Failed, -1), "{}", what());
             assert!(matches!(flight.events.last(), Some(Event::StartFailed { failure: told, .. }) if told == failure), "{}", what());
+            assert_eq!(flight.events.len(), started + 1, "{}", what());
             assert!(status.log.as_ref().is_none_or(|log| !log.exists()), "{}", what());
             match (failure.step(), &flight.nature) {
                 (Step::Killed, _) => {

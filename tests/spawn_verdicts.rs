@@ -94,6 +94,37 @@ fn a_job_that_is_ended_on_its_way_is_not_said_to_have_started() {
 }
 
 #[test]
+fn a_job_that_has_written_and_is_killed_is_said_to_have_run() {
+    let host = Host::new();
+    for rung in Rung::ALL {
+        for base in host.base.clone().map(CgroupBase::Path).into_iter().chain([CgroupBase::Off]) {
+            for confirm in [false, true] {
+                let mut worker = host.builder().rung(rung).cgroup_base(base.clone()).confirm(confirm).build().unwrap();
+                for _ in 0..5 {
+                    // By itself, at once; and by somebody else, once its line is there.
+                    for (script, kills) in [("echo line; kill -KILL $$", false), ("echo line; exec sleep 1000", true)] {
+                        let job = worker.start(Command::shell(script)).unwrap();
+                        let mut events = Vec::new();
+                        if kills {
+                            events = turn_until(&mut worker, |worker, _| worker.query(job).unwrap().output.lines == 1);
+                            let pid = Pid::from_raw(worker.query(job).unwrap().pid).unwrap();
+                            kill_process(pid, rustix::process::Signal::KILL).unwrap();
+                        }
+                        events.extend(turn_until(&mut worker, |worker, _| worker.unfinished_jobs() == 0));
+                        let status = worker.query(job).unwrap();
+                        let exit = Exit::Signal { signal: Signal::KILL, core_dumped: false };
+                        assert_eq!((status.state, status.exit, &status.failure), (JobState::Finished, Some(exit), &None), "{rung}");
+                        assert_eq!(status.output.lines, 1, "{rung}");
+                        let started = events.iter().filter(|event| matches!(event, Event::Started { .. })).count();
+                        assert_eq!(started, usize::from(!confirm), "{rung}: {events:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn signals_that_the_host_handles_do_not_shorten_a_confirmation() {
     isolated("signals_that_the_host_handles_do_not_shorten_a_confirmation", || {
         let host = Host::new();

@@ -27,7 +27,7 @@ use crate::model::output::LogFormat;
 use crate::model::reading::ReadOptions;
 use crate::model::settings::{CgroupBase, Settings};
 use crate::model::status::OutputCount;
-use crate::outputs::{Outputs, Readable, Readiness};
+use crate::outputs::{Outputs, Readiness};
 use crate::reactor::Reactor;
 
 /// Deadlines of one log that may come due in one [`LogRun::pass`] before that counts as a loop that does not rest.
@@ -117,7 +117,7 @@ impl LogRun {
         let written = self.writers[index].as_ref().map_or(0, |fd| rustix::io::write(fd, bytes).unwrap_or(0));
         self.act(|outputs, lent| {
             if written > 0 {
-                outputs.set_readable(index as u8, Readable::Bytes, lent);
+                outputs.set_readable(index as u8, false, lent);
             }
             outputs.read(lent)
         });

@@ -45,9 +45,10 @@
 //!
 //! 1. the host lays out everything that the child will need (arguments, environment, every candidate of PATH) and gives it away: from here on it is
 //!    the child's, until step 5;
-//! 2. it sends the child's descriptors through the slot's socket (SCM_RIGHTS) and closes its own copies;
+//! 2. it sends the child's descriptors through the slot's socket (SCM_RIGHTS) and closes its own copies; but not /dev/null, which every slot holds open, and
+//!    the child has by its number: nothing is sent if there is nothing else;
 //! 3. it blocks every signal, calls clone3, and unblocks them: on `detached` that is all there is for it to do;
-//! 4. the child leaves the shared table of descriptors for a copy that ends at the slot's socket (`close_range` with CLOSE_RANGE_UNSHARE), takes its
+//! 4. the child leaves the shared table of descriptors for a copy that ends at the slot's socket, or at /dev/null if nothing was sent (`close_range` with CLOSE_RANGE_UNSHARE), takes its
 //!    own descriptors from there, closes all others, begins a session, takes its limits and ids, resets its signals, and tries to execute the
 //!    candidates. If a step fails it writes step and error into the shared page and ends;
 //! 5. at the exec, or at its end, the kernel writes 0 into the last of those words (CLONE_CHILD_CLEARTID). The child has no way back to its stack
@@ -68,9 +69,10 @@
 //! the default one (CLONE_CLEAR_SIGHAND) before they are unblocked.
 //!
 //! **The child holds descriptors of others.** A copy of the host's table would keep the pipes of other jobs open as long as the child lives. The copy
-//! that it takes ends at its slot's socket, among the lowest numbers that the host had when the worker was built; ends of jobs' pipes are kept above
+//! that it takes ends at its slot's socket (or before), among the lowest numbers that the host had when the worker was built; ends of jobs' pipes are kept above
 //! that; and it closes the rest before it does anything that could hold it up. The host's own copy of a job's descriptors is closed before the child
-//! runs, so none can be forgotten there. If the child dies before it takes its message, the host does.
+//! runs, so none can be forgotten there. If the child dies before it takes its message, the host does. What the child has by its number, /dev/null, the slot
+//! holds open until the child is off, or for good: nobody else's file can stand there.
 //!
 //! **The child never comes.** It is born into a frozen cgroup; its user stops it; its program lies on a file system whose server hangs. The host does not
 //! wait for it, on `detached`: other jobs go on, and a stop ends it (SIGKILL reaches even a frozen process). When every slot is held like this, further

@@ -13,7 +13,7 @@ use rustix::fs::{Mode as FileMode, OFlags};
 use rustix::io::Errno;
 use rustix::process::PidfdFlags;
 
-use crate::logic::kernel_text;
+use crate::logic::kernel_text::{self, Passage};
 use crate::logic::ladder::Ask;
 use crate::model::capabilities::{Rung, RungReport};
 use crate::model::command::Command;
@@ -221,25 +221,25 @@ impl Process {
 
     /// Whether it ends, or has ended, without having executed any program.
     pub(crate) fn ends_before_exec(&self) -> bool {
-        self.judge_by_stat(kernel_text::ends_before_exec)
+        self.passage() == Some(Passage::EndsBefore)
     }
 
     /// Whether its program was executed: it stands in its own memory then. Not told of one that was reaped.
     pub(crate) fn is_past_exec(&self) -> bool {
-        self.judge_by_stat(kernel_text::is_past_exec)
+        self.passage() == Some(Passage::Past)
     }
 
-    /// What the text of `/proc/PID/stat` says; `false` if it cannot be read, or somebody else may have the number.
-    fn judge_by_stat(&self, judge: impl FnOnce(&[u8]) -> bool) -> bool {
-        // What is asked for stands at the begin.
+    /// How far it has come on its way to its program, as `/proc/PID/stat` has it. `None` if that cannot be read, or it was reaped: only until then its number is
+    /// its own. (If a stranger has reaped it, behind our back, the number may be somebody else's.)
+    pub(crate) fn passage(&self) -> Option<Passage> {
+        // What is asked for stands at the beginning.
         let mut text = [0; 512];
-        // As long as nobody has reaped it, its number is its own.
         if self.reaped {
-            return false;
+            return None;
         }
-        let read = rustix::fs::open(format!("/proc/{}/stat", self.pid), OFlags::RDONLY | OFlags::CLOEXEC, FileMode::empty())
-            .and_then(|file| rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut text)));
-        read.is_ok_and(|length| judge(text.get(..length).unwrap_or_default()))
+        let file = rustix::fs::open(format!("/proc/{}/stat", self.pid), OFlags::RDONLY | OFlags::CLOEXEC, FileMode::empty()).ok()?;
+        let length = rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut text)).ok()?;
+        kernel_text::passage(text.get(..length)?)
     }
 
     /// Whether it is dead, waiting up to `timeout` for that.

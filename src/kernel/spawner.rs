@@ -1,7 +1,7 @@
 //! What spawning needs from one start to the next: the best rung, the spawn slots, and the sysctl that bears upon the rungs.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 pub(crate) use iron_exec_sys::spawn::Slot;
@@ -15,7 +15,7 @@ use crate::model::capabilities::{Rung, RungReason};
 /// Of the descriptors that the process may have open, one in so many pays for a slot; a slot takes two.
 const NOFILE_PER_SLOT: u64 = 64;
 
-/// How many spawn slots (some 40 KiB of memory and two descriptors each) this process has lost: when their worker was dropped, a child was still on
+/// How many spawn slots (some 40 KiB of memory and two descriptors each, and their worker's /dev/null) this process has lost: when their worker was dropped, a child was still on
 /// them that did not die in time, held by a hung file system for instance. A host can do nothing about them but know.
 pub fn leaked_spawn_slots() -> usize {
     iron_exec_sys::spawn::leaked_slots()
@@ -42,8 +42,8 @@ impl Spawner {
         let slots = if best.shares_memory() { slots_max.min(affordable) } else { 0 };
         let mut idle: Vec<Slot> = Vec::with_capacity(slots);
         for _ in 0..slots {
-            // The host's ends stand above all those of children, whom they would cost time.
-            let ours_from = idle.first().map_or(0, |first| first.top().saturating_add(slots as i32));
+            // The host's ends stand above those of children, as far as there is room: they would cost every child a little.
+            let ours_from = idle.first().map_or(null.as_raw_fd(), Slot::top).saturating_add(slots as i32);
             idle.push(Slot::new(Arc::clone(null), ours_from)?);
         }
         // The lowest ones are taken first.

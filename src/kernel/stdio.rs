@@ -182,9 +182,10 @@ impl Drop for Parking {
     }
 }
 
-/// `/dev/null`, open for reading and writing.
+/// `/dev/null`, open for reading and writing; not at the number of a stdin, stdout or stderr that the host has closed, and may open again.
 pub(crate) fn open_null() -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    if null.as_raw_fd() < 3 { duplicate(null.as_fd()) } else { Ok(null) }
 }
 
 /// A pipe whose read end does not block. The write end does: a job that writes faster than we read waits, as every program expects.

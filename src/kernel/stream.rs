@@ -34,8 +34,8 @@ use crate::model::reading::{GapKind, LogEnd, LogPosition, ReadOptions};
 /// Bytes asked of the file in one read.
 const READ_BYTES: usize = 64 << 10;
 
-/// The same, of a reader that has no buffer as yet: what has come after a wait is a line, mostly, and to clear more takes longer than the read.
-const FIRST_READ_BYTES: usize = 4 << 10;
+/// The same, until a read has filled what it was given: what comes after a wait is a line, mostly, and to clear more takes longer than the read.
+const SHORT_READ_BYTES: usize = 4 << 10;
 
 /// A record longer than this is no record of ours: the file was changed.
 const RECORD_BYTES_MAX: usize = 16 << 20;
@@ -444,7 +444,8 @@ impl LogStream {
             let seen = if is_last_look { Some((u64::MAX, true)) } else { self.look_at_progress(cx.as_deref_mut()) };
             let Some((available, has_ended)) = seen else { return Poll::Pending };
             // As much again as a long record has so far: it is gone through a few times, not once for every read.
-            let wanted = if self.buffer.is_empty() { FIRST_READ_BYTES } else { READ_BYTES.max(self.unread.len()) };
+            let was_filled = !self.buffer.is_empty() && self.unread.end == self.buffer.len();
+            let wanted = if was_filled { READ_BYTES } else { SHORT_READ_BYTES }.max(self.unread.len());
             if self.read(usize::try_from(available).unwrap_or(usize::MAX).min(wanted))? > 0 {
                 return Poll::Ready(Ok(()));
             }

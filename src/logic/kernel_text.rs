@@ -46,19 +46,29 @@ pub(crate) fn own_cgroup(proc_self_cgroup: &[u8]) -> Option<PathBuf> {
     lines(proc_self_cgroup).find_map(|line| line.strip_prefix(b"0::")).filter(|path| path.starts_with(b"/")).map(path)
 }
 
-/// Whether a process ends, or has ended, without having executed a program, from the text of `/proc/PID/stat`: among its flags, the ninth field, are
-/// PF_EXITING and PF_FORKNOEXEC. The second field is a name in brackets, which can hold anything, brackets too.
-pub(crate) fn ends_before_exec(stat: &[u8]) -> bool {
+/// How far a process has come on its way to a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Passage {
+    /// It has not executed one.
+    OnItsWay,
+    /// It ends, or has ended, without having executed one.
+    EndsBefore,
+    /// It has executed one, and stands in memory of its own.
+    Past,
+}
+
+/// How far a process has come, from the text of `/proc/PID/stat`: by PF_EXITING and PF_FORKNOEXEC among its flags, the ninth field. (The kernel takes the latter
+/// back once it has switched to the program's memory.) The second field is a name in brackets, which can hold anything, brackets too.
+pub(crate) fn passage(stat: &[u8]) -> Option<Passage> {
     const PF_EXITING: u64 = 0x4;
-    process_flags(stat).is_some_and(|flags| flags & PF_EXITING != 0 && flags & PF_FORKNOEXEC != 0)
+    const PF_FORKNOEXEC: u64 = 0x40;
+    let flags = process_flags(stat)?;
+    Some(match (flags & PF_FORKNOEXEC != 0, flags & PF_EXITING != 0) {
+        (true, false) => Passage::OnItsWay,
+        (true, true) => Passage::EndsBefore,
+        (false, _) => Passage::Past,
+    })
 }
-
-/// Whether a process has executed a program, from the text of `/proc/PID/stat`. The kernel takes the flag back once it has switched to the program's memory.
-pub(crate) fn is_past_exec(stat: &[u8]) -> bool {
-    process_flags(stat).is_some_and(|flags| flags & PF_FORKNOEXEC == 0)
-}
-
-const PF_FORKNOEXEC: u64 = 0x40;
 
 fn process_flags(stat: &[u8]) -> Option<u64> {
     const FLAGS_AFTER_NAME: usize = 6;
@@ -232,14 +242,16 @@ mod tests {
     #[test]
     fn a_process_that_ends_before_its_program_is_told_by_its_flags() {
         let stat = |flags: u32| format!("42 (a) b) (c) Z 1 42 42 0 -1 {flags} 7 0 0\n").into_bytes();
-        assert!(ends_before_exec(&stat(0x44)));
-        assert!(ends_before_exec(&stat(0x0040_0044)));
-        assert!(!ends_before_exec(&stat(0x40)), "on its way");
-        assert!(!ends_before_exec(&stat(0x4)), "a program that has ended");
-        assert!(!ends_before_exec(b"42 (a) Z 1 42"));
-        assert!(!ends_before_exec(b""));
-        assert!(is_past_exec(&stat(0x4)) && is_past_exec(&stat(0x40_0000)));
-        assert!(!is_past_exec(&stat(0x40)) && !is_past_exec(b"42 (a) Z 1 42") && !is_past_exec(b""));
+        for (flags, expected) in [
+            (0x44, Passage::EndsBefore),
+            (0x0040_0044, Passage::EndsBefore),
+            (0x40, Passage::OnItsWay),
+            (0x4, Passage::Past),
+            (0x0040_0000, Passage::Past),
+        ] {
+            assert_eq!(passage(&stat(flags)), Some(expected), "{flags:#x}");
+        }
+        assert_eq!((passage(b"42 (a) Z 1 42"), passage(b"")), (None, None));
     }
 
     #[test]
@@ -303,8 +315,7 @@ mod tests {
             for text in [text, line] {
                 cgroup2_mounts(&text);
                 own_cgroup(&text);
-                ends_before_exec(&text);
-                is_past_exec(&text);
+                passage(&text);
                 hierarchy_of(&text, "memory");
                 device_number(&text);
             }

@@ -123,7 +123,7 @@ pub(crate) fn run_on_slot(plan: &mut Plan, control: &Control) -> ! {
     raw::exit_group(127)
 }
 
-/// Leaves the parent's table of descriptors for one of our own that ends below `top`, just above the slot's socket. From here on, and not before,
+/// Leaves the parent's table of descriptors for one of our own that ends below `top`, just above the slot's socket or /dev/null. From here on, and not before,
 /// descriptors may be closed and made.
 fn leave_table(top: u32) -> Result<(), Failure> {
     match raw::close_range_unshare(top) {

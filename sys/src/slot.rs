@@ -1,6 +1,7 @@
 //! Spawn slots: what a child stands on while it shares the host's memory.
 //!
-//! A slot is a stack with a guard page, a page of words that host and child share, and a socket pair by which the child gets its descriptors. While
+//! A slot is a stack with a guard page, a page of words that host and child share, a socket pair by which the child gets its descriptors, and a hold on
+//! /dev/null, which it has by its number. While
 //! a child is on it, it is the child's: the host touches nothing of it but those words, which are atomics, and neither unmaps nor reuses it before
 //! the kernel has put 0 into the last of them. A slot that must go before that stays mapped for good, and is counted.
 
@@ -39,7 +40,7 @@ pub fn leaked_slots() -> usize {
 pub(crate) struct Control {
     /// 1 while a child may use the slot; the kernel puts 0 here at its exec or end (CLONE_CHILD_CLEARTID).
     word: AtomicU32,
-    /// 1 once the child has emptied its socket.
+    /// 1 once nothing is left in its socket: the child has emptied it, or nothing was sent.
     received: AtomicU32,
     /// The step that failed; 0 if none has.
     step: AtomicU32,
@@ -115,14 +116,9 @@ impl Slot {
         Ok(slot)
     }
 
-    /// The number above which the host's descriptors stay out of a child's sight.
+    /// The number from which on the host's descriptors stay out of a child's sight.
     pub fn top(&self) -> i32 {
         self.theirs.as_raw_fd().max(self.null.as_raw_fd()) + 1
-    }
-
-    /// Whether a child needs not be sent this descriptor: the slot sees to it that its number stays its own.
-    pub(crate) fn holds(&self, fd: BorrowedFd<'_>) -> bool {
-        fd.as_raw_fd() == self.null.as_raw_fd()
     }
 
     fn stack(&self) -> *mut c_void {
@@ -136,19 +132,21 @@ impl Slot {
         unsafe { &*control }
     }
 
-    /// Starts a child on this slot; `fds` are those of its descriptors that the slot does not hold. On an error the slot and the descriptors are as before.
+    /// Starts a child on this slot. On an error the slot and the descriptors are as before.
     pub(crate) fn launch(
         self,
         mut plan: Box<Plan>,
-        fds: &[BorrowedFd<'_>],
+        fds: &[(BorrowedFd<'_>, i32)],
         is_vfork: bool,
         cgroup: Option<i32>,
     ) -> Result<Launched, NotLaunched> {
-        let is_sent = !fds.is_empty();
-        if is_sent && message::send(self.ours.as_fd(), fds).is_err() {
+        // What the slot holds keeps its number, also if the child never comes off: it is not sent.
+        let null = self.null.as_raw_fd();
+        let sent: Vec<BorrowedFd<'_>> = fds.iter().map(|(fd, _)| *fd).filter(|fd| fd.as_raw_fd() != null).collect();
+        let is_sent = !sent.is_empty();
+        if is_sent && message::send(self.ours.as_fd(), &sent).is_err() {
             return Err(NotLaunched { slot: self, cause: Cause::NotSent(plan) });
         }
-        let null = self.null.as_raw_fd();
         for fd in plan.moves.iter_mut().filter(|fd| fd.from != null) {
             fd.from = SENT;
         }
@@ -384,6 +382,45 @@ mod tests {
             assert!(matches!(report, Report::Failed { step: ChildStep::Exec, errno: libc::ENOENT, .. }), "{report:?}");
             (slot, report) = run(slot, "true", ChildSetup::default(), &fds);
             assert_eq!(report, Report::Closed);
+        }
+    }
+
+    #[test]
+    fn what_a_slot_holds_is_not_sent() {
+        let slot = free_slot();
+        let null = Arc::clone(&slot.null);
+        let (slot, report) = run(slot, "true", ChildSetup::default(), &[0, 1, 2].map(|number| (null.as_fd(), number)));
+        assert_eq!(report, Report::Closed);
+        assert_eq!(slot.control().received.load(Ordering::Acquire), 1);
+        assert_eq!(slot.control().top(), null.as_raw_fd() as u32 + 1, "nothing above is copied");
+        assert!(message::receive(slot.theirs.as_fd()).is_err(), "its socket is empty");
+    }
+
+    #[test]
+    fn what_is_held_and_what_is_sent_get_to_their_numbers_in_any_order() {
+        use std::io::Read;
+        let mut slot = free_slot();
+        let null = Arc::clone(&slot.null);
+        let own_numbers = [null.as_raw_fd(), slot.theirs.as_raw_fd()];
+        for numbers in [[0, 1, 2], [1, 0, 2], [own_numbers[0], 1, 0], [own_numbers[1], 1, own_numbers[0]]] {
+            let (mut reader, writer) = std::io::pipe().unwrap();
+            let [first, second, third] = numbers;
+            // /dev/null at the first and the last number, the pipe between.
+            let fds = [(null.as_fd(), first), (writer.as_fd(), second), (null.as_fd(), third)];
+            let path = OsStr::new("/bin:/usr/bin");
+            let script = format!("readlink /proc/self/fd/{first} /proc/self/fd/{third} >&{second}");
+            let args = [OsStr::new("-c"), OsStr::new(&script)];
+            let image = ExecImage::new(OsStr::new("sh"), args.into_iter(), std::iter::empty(), path, None).unwrap();
+            let mut free = Some(slot);
+            let spawned = spawn(Rung::Detached, Program { image, setup: ChildSetup::default() }, &fds, None, &mut free).unwrap();
+            drop(writer);
+            let mut text = String::new();
+            reader.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "/dev/null\n/dev/null\n", "{numbers:?}");
+            assert!(crate::spawn::wait_readable(spawned.pidfd.as_fd(), Duration::from_secs(30)).unwrap());
+            assert!(wait::wait(spawned.pidfd.as_fd(), Mode::Reap).unwrap().is_some());
+            let Start::Slot(flight) = spawned.start else { panic!("it was not on a slot") };
+            slot = flight.into_slot().expect("a dead child is off its slot");
         }
     }
 

@@ -309,8 +309,7 @@ pub fn spawn(
             *slot = Some(taken);
             return Err(invalid(ParentStep::Clone));
         }
-        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(|(fd, _)| *fd).filter(|fd| !taken.holds(*fd)).collect();
-        let launched = with_signals_blocked(|| Ok(taken.launch(plan, &fds, rung == Rung::Vfork, cgroup)))?;
+        let launched = with_signals_blocked(|| Ok(taken.launch(plan, fds, rung == Rung::Vfork, cgroup)))?;
         let NotLaunched { slot: given_back, cause } = match launched {
             Ok(Launched { pid, pidfd, flight }) => return Ok(Spawned { pid, pidfd, start: Start::Slot(flight), rung }),
             Err(not_launched) => not_launched,
