@@ -6,10 +6,10 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::logic::archive::{self, Outcome};
+use crate::logic::cgroup_text;
+use crate::logic::kernel_text::{self, Passage};
 use crate::logic::names::{self, LogName};
 use crate::logic::retention::{Bounds, FileSeen, LogFileSeen, Planner};
-use crate::logic::kernel_text::{self, Passage};
-use crate::logic::cgroup_text;
 use crate::model::id::JobId;
 use crate::model::retention::LogState;
 use crate::model::usage::{CpuUsage, IoUsage, MemoryEvents};

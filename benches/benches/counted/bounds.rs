@@ -48,7 +48,7 @@ pub(crate) const CALLS: [Calls; 20] = [
     },
     Calls { name: "read", at_most: [0.0, 3.0, 3.0, 3.0], why: "the line, and the end of each pipe" },
     Calls { name: "rt_sigprocmask", at_most: [2.0, 2.0, 2.0, 2.0], why: "no handler of the host's is to run in a child on its memory" },
-    Calls { name: "sendmsg", at_most: [1.0, 1.0, 1.0, 1.0], why: "hands the child its descriptors" },
+    Calls { name: "sendmsg", at_most: [0.0, 1.0, 1.0, 1.0], why: "hands the child its descriptors, all but /dev/null" },
     Calls {
         name: "timerfd_settime",
         at_most: [2.0, 2.0, 2.0, 0.07],
@@ -57,8 +57,8 @@ pub(crate) const CALLS: [Calls; 20] = [
     Calls { name: "unlinkat", at_most: [0.0, 0.0, 1.0, 1.0], why: "removes the cgroup" },
     Calls {
         name: "waitid",
-        at_most: [2.0, 2.0, 2.0, 2.0],
-        why: "looks at the zombie, then reaps it: in between its group is killed, and a start that was in doubt decided",
+        at_most: [2.0, 2.0, 1.0, 1.0],
+        why: "looks at the zombie, then reaps it: in between its group is killed; with a cgroup, and past all doubt, it is only reaped",
     },
     Calls { name: "write", at_most: [0.0, 1.0, 1.0, 1.0], why: "the record into the log" },
 ];
@@ -78,9 +78,9 @@ pub(crate) struct Allocations {
 pub(crate) const ALLOCATIONS_SLACK: f64 = 0.05;
 
 pub(crate) const ALLOCATIONS: [Allocations; 9] = [
-    Allocations { name: "a job, plain", at_most: 17.0, why: "what is kept of it, and what its exec needs" },
-    Allocations { name: "a job, logged", at_most: 25.0, why: "the same, and its pipes, its log's name and its line splitters" },
-    Allocations { name: "a job, full", at_most: 29.0, why: "the same, and its cgroup's name" },
+    Allocations { name: "a job, plain", at_most: 14.0, why: "what is kept of it, and what its exec needs" },
+    Allocations { name: "a job, logged", at_most: 22.0, why: "the same, and its pipes, its log's name and its line splitters" },
+    Allocations { name: "a job, full", at_most: 23.0, why: "the same, and its cgroup's name" },
     Allocations { name: "an event, plain", at_most: 0.34, why: "the usage that the end of a job is told with: one for its three events" },
     Allocations { name: "an event, full", at_most: 0.34, why: "the usage that the end of a job is told with: one for its three events" },
     Allocations { name: "a status, logged", at_most: 4.0, why: "the strings in it: its name, and the path of its log" },
