@@ -402,7 +402,7 @@ mod tests {
         let mut slot = free_slot();
         let null = Arc::clone(&slot.null);
         let own_numbers = [null.as_raw_fd(), slot.theirs.as_raw_fd()];
-        for numbers in [[0, 1, 2], [1, 0, 2], [own_numbers[0], 1, 0], [own_numbers[1], 1, own_numbers[0]]] {
+        for numbers in [[0, 1, 2], [2, 1, 0], [own_numbers[0], 1, 0], [own_numbers[1], 1, own_numbers[0]]] {
             let (mut reader, writer) = std::io::pipe().unwrap();
             let [first, second, third] = numbers;
             // /dev/null at the first and the last number, the pipe between.
