@@ -135,9 +135,7 @@ pub(crate) struct Job {
     deadlines: Deadlines,
     started: SystemTime,
     started_at: Instant,
-    exited_at: Option<Instant>,
-    finished: Option<SystemTime>,
-    usage: Option<Box<ResourceUsage>>,
+    ended: Option<Box<Ended>>,
     failure: Option<Box<StartFailure>>,
     notices: u16,
     oom_killed: bool,
@@ -151,6 +149,14 @@ pub(crate) struct Job {
     was_seen_past_exec: bool,
     /// Whether the pidfd is kept after the reap: for signals to what is left of the process group.
     keeps_pidfd: bool,
+}
+
+/// What is known of the end of a job, as it comes. Most of a job's life there is nothing, and no room is taken.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ended {
+    exited_at: Option<Instant>,
+    finished: Option<SystemTime>,
+    usage: Option<ResourceUsage>,
 }
 
 /// In whose sight a job is.
@@ -316,9 +322,7 @@ impl Job {
             deadlines: Deadlines::default(),
             started,
             started_at,
-            exited_at: None,
-            finished: None,
-            usage: None,
+            ended: None,
             failure: None,
             notices: 0,
             oom_killed: false,
@@ -803,6 +807,7 @@ impl Job {
     /// Everything known about the job.
     pub(crate) fn status(&self, log_dir: &LogDir, cgroups: Option<&CgroupTree>, now: Instant) -> Status {
         let exit = self.life.exit();
+        let ended = self.ended.as_deref().copied().unwrap_or_default();
         let entry = || names::entry_name(&self.name, self.id);
         Status {
             id: self.id,
@@ -815,9 +820,9 @@ impl Job {
             stop_reason: self.life.stop_reason(),
             failure: self.failure.as_deref().cloned(),
             started: self.started,
-            finished: self.finished,
-            run_time: self.exited_at.unwrap_or(now).saturating_duration_since(self.started_at),
-            usage: self.usage.as_deref().copied(),
+            finished: ended.finished,
+            run_time: ended.exited_at.unwrap_or(now).saturating_duration_since(self.started_at),
+            usage: ended.usage,
             oom_killed: self.oom_killed,
             frozen: self.control.as_ref().is_some_and(|control| control.is_frozen),
             cgroup_usage: self.control.as_ref().and_then(|control| control.usage.clone()),
@@ -928,7 +933,7 @@ impl Job {
 
     /// When the job finished.
     pub(crate) fn finished_at(&self) -> Option<SystemTime> {
-        self.finished
+        self.ended.as_ref()?.finished
     }
 
     /// Takes the job out of everybody's sight; it goes once nothing is left of it.
@@ -1028,7 +1033,7 @@ impl Job {
         let ended = if self.had_cgroup || self.failure.is_some() { process.reap() } else { peeked };
         match ended {
             Ok(Some((exit, usage))) => {
-                self.usage = usage.map(Box::new);
+                self.ended.get_or_insert_default().usage = usage;
                 self.exited(exit, lent);
             }
             // Dead, but not for us to see: a process that traces it comes first, and may take its time.
@@ -1069,7 +1074,7 @@ impl Job {
 
     fn exited(&mut self, exit: Exit, lent: &mut Lent<'_>) {
         lent.deadlines.remove(&mut self.deadlines.reap, (self.key, Alarm::Reap));
-        self.exited_at = Some(lent.now);
+        self.ended.get_or_insert_default().exited_at = Some(lent.now);
         self.judge(exit, lent);
         if !self.keeps_pidfd {
             self.drop_reaped_process(lent);
@@ -1376,8 +1381,9 @@ impl Job {
     fn finish(&mut self, lent: &mut Lent<'_>) {
         self.decide_start(lent);
         self.reap_for_good(lent);
-        self.finished = Some(SystemTime::now());
-        self.exited_at.get_or_insert(lent.now);
+        let ended = self.ended.get_or_insert_default();
+        ended.finished = Some(SystemTime::now());
+        ended.exited_at.get_or_insert(lent.now);
         self.to_stdin = None;
         if self.failure.is_some() {
             // No program has run, so the cgroup is empty, and goes.
@@ -1423,7 +1429,7 @@ impl Job {
             control.is_frozen = is_frozen;
         }
         (self.to_stdin, self.piped) = (None, [None, None]);
-        self.exited_at.get_or_insert(lent.now);
+        self.ended.get_or_insert_default().exited_at.get_or_insert(lent.now);
         self.disarm(lent);
         lent.deadlines.remove(&mut self.deadlines.tree, (self.key, Alarm::Tree));
         lent.deadlines.remove(&mut self.deadlines.reap, (self.key, Alarm::Reap));
@@ -1469,6 +1475,6 @@ mod tests {
 
     #[test]
     fn an_idle_job_costs_less_than_a_kibibyte() {
-        assert!(size_of::<Job>() <= 832, "{} bytes", size_of::<Job>());
+        assert!(size_of::<Job>() <= 800, "{} bytes", size_of::<Job>());
     }
 }
