@@ -28,7 +28,7 @@ pub mod results;
 pub mod stage;
 pub mod tool;
 
-pub use pace::Pace;
+pub use pace::{Pace, turns};
 pub use results::{Goal, Relation, Results, Table};
 
 /// Whatever goes wrong is said, and ends the benchmark.

@@ -33,3 +33,26 @@ impl Pace {
         }
     }
 }
+
+/// The order of a round: it begins with another contender each time, and goes back and forth, so that nobody always comes after the same one.
+pub fn turns(count: usize, round: usize) -> impl Iterator<Item = usize> {
+    (0..count).map(move |turn| (round + if round.is_multiple_of(2) { turn } else { count - 1 - turn }) % count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::turns;
+
+    #[test]
+    fn everybody_has_a_turn_in_each_round_and_not_always_after_the_same_one() {
+        for count in 1..13 {
+            for round in 0..6 {
+                let mut order: Vec<usize> = turns(count, round).collect();
+                order.sort_unstable();
+                assert!(order.into_iter().eq(0..count));
+            }
+        }
+        let after = |round| turns(5, round).skip_while(|turn| *turn != 2).nth(1);
+        assert_ne!(after(0), after(1));
+    }
+}

@@ -24,6 +24,9 @@ pub struct Results {
     pub goals: Vec<Goal>,
     /// Why cells are empty, and what a reader has to know.
     pub notes: Vec<String>,
+    /// What went wrong that must not: with iron-exec, the floor, or the benchmark itself. What cannot be had on a machine, and a peer that fails, are notes.
+    #[serde(default)]
+    pub failures: Vec<String>,
 }
 
 /// What the figures depend on.
@@ -98,7 +101,7 @@ impl Results {
     /// # Errors
     /// If /proc does not say what the machine is.
     pub fn begin(bench: &str, pace: Pace) -> Result<Self> {
-        Ok(Self { bench: bench.to_owned(), machine: Machine::look()?, pace, tables: Vec::new(), goals: Vec::new(), notes: Vec::new() })
+        Ok(Self { bench: bench.to_owned(), machine: Machine::look()?, pace, tables: Vec::new(), goals: Vec::new(), notes: Vec::new(), failures: Vec::new() })
     }
 
     /// The table of that id.
@@ -111,6 +114,19 @@ impl Results {
         self.table(table)?.ratio(of, to)
     }
 
+    /// Notes something once, however often it is said.
+    pub fn note(&mut self, what: impl Into<String>) {
+        let what = what.into();
+        if !self.notes.contains(&what) {
+            self.notes.push(what);
+        }
+    }
+
+    /// Notes that something went wrong that must not: the benchmark fails, once it has told what it has found.
+    pub fn fail(&mut self, what: impl Into<String>) {
+        self.failures.push(what.into());
+    }
+
     /// Notes a goal, and what was found.
     pub fn goal(&mut self, what: impl Into<String>, relation: Relation, bound: f64, found: Option<f64>) {
         self.goals.push(Goal { what: what.into(), relation, bound, found });
@@ -120,14 +136,15 @@ impl Results {
     /// `IRON_EXEC_BENCH_RESULTS` names a directory it is kept there, whatever was asked for.
     ///
     /// # Errors
-    /// If the file cannot be written.
+    /// If the file cannot be written; if something has [failed](Results::fail).
     pub fn end(&self) -> Result<()> {
         print!("{}", self.text());
         match std::env::var_os("IRON_EXEC_BENCH_RESULTS") {
-            Some(directory) => self.save(Path::new(&directory)),
-            None if self.pace == Pace::Full && std::env::args().skip(1).all(|arg| arg.starts_with('-')) => self.save(&directory()),
-            None => Ok(()),
+            Some(directory) => self.save(Path::new(&directory))?,
+            None if self.pace == Pace::Full && std::env::args().skip(1).all(|arg| arg.starts_with('-')) => self.save(&directory())?,
+            None => {}
         }
+        if self.failures.is_empty() { Ok(()) } else { Err(self.failures.join("; ").into()) }
     }
 
     fn save(&self, directory: &Path) -> Result<()> {
@@ -162,6 +179,9 @@ impl Results {
         }
         for note in &self.notes {
             let _ = writeln!(text, "- {note}");
+        }
+        for failure in &self.failures {
+            let _ = writeln!(text, "FAILED: {failure}");
         }
         text
     }
@@ -333,16 +353,16 @@ impl Goal {
     }
 }
 
-/// The median, the upper one of an even number.
+/// The median, the lower one of an even number.
 pub fn median(figures: &[f64]) -> Option<f64> {
     percentile(figures, 50)
 }
 
-/// The figure that so many of a hundred are not above.
+/// The least figure that so many of a hundred are not above (the nearest rank): that of 99 needs more than a hundred figures to be another than the greatest.
 pub fn percentile(figures: &[f64], percent: usize) -> Option<f64> {
     let mut sorted = figures.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);
-    sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1))).copied()
+    sorted.get((sorted.len() * percent).div_ceil(100).max(1) - 1).copied()
 }
 
 /// A figure in about three digits.

@@ -41,6 +41,8 @@ pub enum Says {
     },
     /// What a reader has to know. The same is noted once only.
     Note(String),
+    /// What went wrong that must not.
+    Failure(String),
 }
 
 impl Says {
@@ -84,7 +86,7 @@ impl Stage {
         Ok(Self { directory: name.tempdir()?, logs, interrupted })
     }
 
-    /// Has a host (see [`host::again`](crate::host::again)) play, and takes in what it says. That it fails is noted.
+    /// Has a host (see [`host::again`](crate::host::again)) play, and takes in what it says. That it fails is a failure of the benchmark, once it has told its results.
     ///
     /// # Errors
     /// If somebody has interrupted.
@@ -94,7 +96,7 @@ impl Stage {
             return Err("interrupted".into());
         }
         if let Err(error) = heard {
-            results.notes.push(format!("{name}: {error}"));
+            results.fail(format!("{name}: {error}"));
         }
         Ok(())
     }
@@ -129,11 +131,8 @@ fn take_in(says: Says, results: &mut Results) -> Result<()> {
             let known = results.tables.iter_mut().find(|known| known.id == table);
             known.ok_or_else(|| format!("there is no table {table}"))?.add(&row, &column, figure);
         }
-        Says::Note(note) => {
-            if !results.notes.contains(&note) {
-                results.notes.push(note);
-            }
-        }
+        Says::Note(note) => results.note(note),
+        Says::Failure(failure) => results.fail(failure),
     }
     Ok(())
 }
