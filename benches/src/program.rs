@@ -80,6 +80,24 @@ const IDLE: &[u8] = &[
     0x01, 0x00, 0x00, 0xd4, // svc 0
 ];
 
+/// read(0, stack, 1)
+#[cfg(target_arch = "x86_64")]
+const WAIT: &[u8] = &[
+    0x31, 0xff, // xor edi, edi
+    0x48, 0x89, 0xe6, // mov rsi, rsp
+    0xba, 1, 0, 0, 0, // mov edx, 1
+    0x31, 0xc0, // xor eax, eax
+    0x0f, 0x05, // syscall
+];
+#[cfg(target_arch = "aarch64")]
+const WAIT: &[u8] = &[
+    0x00, 0x00, 0x80, 0xd2, // mov x0, 0
+    0xe1, 0x03, 0x00, 0x91, // mov x1, sp
+    0x22, 0x00, 0x80, 0xd2, // mov x2, 1
+    0xe8, 0x07, 0x80, 0xd2, // mov x8, 63
+    0x01, 0x00, 0x00, 0xd4, // svc 0
+];
+
 /// Where it is mapped.
 const BASE: u64 = 0x40_0000;
 const FILE_HEADER_BYTES: u64 = 64;
@@ -107,6 +125,14 @@ pub fn write_line(directory: &Path) -> io::Result<PathBuf> {
 /// As [`write()`].
 pub fn write_idle(directory: &Path) -> io::Result<PathBuf> {
     write_code(directory, "idle", &[IDLE, EXIT].concat())
+}
+
+/// Writes the program that waits until its stdin is at its end, or something comes from there.
+///
+/// # Errors
+/// As [`write()`].
+pub fn write_wait(directory: &Path) -> io::Result<PathBuf> {
+    write_code(directory, "wait", &[WAIT, EXIT].concat())
 }
 
 fn write_code(directory: &Path, name: &str, code: &[u8]) -> io::Result<PathBuf> {
@@ -154,7 +180,7 @@ fn executable(code: &[u8]) -> Vec<u8> {
 mod tests {
     use std::process::{Command, Stdio};
 
-    use super::{LINE, write, write_idle, write_line};
+    use super::{LINE, write, write_idle, write_line, write_wait};
     use crate::Result;
 
     #[test]
@@ -171,6 +197,12 @@ mod tests {
         idle.kill()?;
         idle.wait()?;
         assert_eq!(ended, None);
+        let mut wait = Command::new(write_wait(directory.path())?).stdin(Stdio::piped()).spawn()?;
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let ended = wait.try_wait()?;
+        // That closes its stdin.
+        let status = wait.wait()?;
+        assert!(ended.is_none() && status.success(), "{ended:?}, {status}");
         Ok(())
     }
 }

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use iron_exec::framing::cri::RECORD_OVERHEAD_BYTES;
+use iron_exec_benches::Results;
 use iron_exec_benches::host::{end_with_parent, raise_nofile};
 use nix::unistd::alarm;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::epoll::Epoll;
-use crate::ours::Ours;
+use crate::iron_exec::IronExec;
 use crate::tokio::Tokio;
 use crate::{LINE_BYTES, Result};
 
@@ -21,22 +22,39 @@ const RECORD_BYTES: usize = LINE_BYTES - 1 + RECORD_OVERHEAD_BYTES;
 /// Of the read end, of the write end or the process, and of the log.
 const FDS_PER_JOB: usize = 3;
 /// Descriptors beside those.
-pub(crate) const FDS_SPARE: usize = 300;
+const FDS_SPARE: usize = 300;
 /// A host that is left alone, or takes longer for one answer, is stuck.
 const TIME_MAX_SECONDS: u32 = 120;
 
 /// A row.
 pub(crate) struct Contender {
     pub(crate) name: &'static str,
+    is_peer: bool,
     make: fn(usize, &Path) -> Result<Box<dyn Drain>>,
 }
 
+impl Contender {
+    /// Something went wrong with it: that is a failure, but a note if it is a peer.
+    pub(crate) fn fault(&self, what: &str, results: &mut Results) {
+        let what = format!("{}, {what}", self.name);
+        if self.is_peer {
+            results.note(what);
+        } else {
+            results.fail(what);
+        }
+    }
+}
+
 pub(crate) const CONTENDERS: [Contender; 5] = [
-    Contender { name: "floor", make: |jobs, directory| Ok(Box::new(Epoll::new(jobs, directory)?)) },
-    Contender { name: "iron-exec", make: |jobs, directory| Ok(Box::new(Ours::new(jobs, Some(jobs), directory)?)) },
-    Contender { name: "iron-exec, 512 open logs", make: |jobs, directory| Ok(Box::new(Ours::new(jobs, None, directory)?)) },
-    Contender { name: "tokio", make: |jobs, directory| Ok(Box::new(Tokio::new(jobs, false, directory)?)) },
-    Contender { name: "tokio, tokio::fs", make: |jobs, directory| Ok(Box::new(Tokio::new(jobs, true, directory)?)) },
+    Contender { name: "floor", is_peer: false, make: |jobs, directory| Ok(Box::new(Epoll::new(jobs, directory)?)) },
+    Contender { name: "iron-exec", is_peer: false, make: |jobs, directory| Ok(Box::new(IronExec::new(jobs, None, directory)?)) },
+    Contender {
+        name: "iron-exec, all logs open",
+        is_peer: false,
+        make: |jobs, directory| Ok(Box::new(IronExec::new(jobs, Some(jobs), directory)?)),
+    },
+    Contender { name: "tokio", is_peer: true, make: |jobs, directory| Ok(Box::new(Tokio::new(jobs, false, directory)?)) },
+    Contender { name: "tokio, tokio::fs", is_peer: true, make: |jobs, directory| Ok(Box::new(Tokio::new(jobs, true, directory)?)) },
 ];
 
 /// One who reads from many pipes, and writes what comes to as many logs.
@@ -50,6 +68,11 @@ pub(crate) trait Drain {
 
     /// Lets go of everything.
     fn end(self: Box<Self>) -> Result<()>;
+}
+
+/// How many descriptors a host of so many jobs needs.
+pub(crate) fn fds(jobs: usize) -> usize {
+    FDS_PER_JOB * jobs + FDS_SPARE
 }
 
 /// Plays a host: says where its pipes are, and then, for each line that it is told, what it took to bring so many lines of each into its log: nanoseconds,
@@ -66,7 +89,7 @@ pub(crate) fn play(name: &str, jobs: &str, directory: &Path) -> Result<()> {
 
 fn answer(name: &str, jobs: usize, directory: &Path) -> Result<()> {
     alarm::set(TIME_MAX_SECONDS);
-    raise_nofile(FDS_PER_JOB * jobs + FDS_SPARE)?;
+    raise_nofile(fds(jobs))?;
     let own = tempfile::tempdir_in(directory)?;
     let contender = CONTENDERS.iter().find(|known| known.name == name).ok_or("no such contender")?;
     let mut contender = (contender.make)(jobs, own.path())?;

@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, PipeWriter};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ const TIMEOUT: Duration = Duration::from_mins(1);
 const IDLE: Duration = Duration::from_millis(1);
 const ASK_AFTER: Duration = Duration::from_micros(100);
 
-pub(crate) struct Ours {
+pub(crate) struct IronExec {
     worker: Worker,
     events: Events,
     jobs: Vec<JobId>,
@@ -27,7 +26,7 @@ pub(crate) struct Ours {
     _life: PipeWriter,
 }
 
-impl Ours {
+impl IronExec {
     /// `open_logs_max`: other than the default.
     pub(crate) fn new(jobs: usize, open_logs_max: Option<usize>, directory: &Path) -> Result<Self> {
         let mut builder = Worker::builder().log_dir(directory).cgroup_base(CgroupBase::Off);
@@ -36,7 +35,7 @@ impl Ours {
         }
         let (mut worker, mut events) = (builder.build()?, Events::new());
         let (stdin, life) = io::pipe()?;
-        let command = Command::new(waiting_program(directory)?).name("job").stdin_file(stdin).capture(Capture::Merged);
+        let command = Command::new(program::write_wait(directory)?).name("job").stdin_file(stdin).capture(Capture::Merged);
         let mut started = Vec::with_capacity(jobs);
         for _ in 0..jobs {
             started.push(worker.start(command.clone())?);
@@ -49,7 +48,7 @@ impl Ours {
     }
 }
 
-impl Drain for Ours {
+impl Drain for IronExec {
     fn ends(&self) -> Result<Vec<(PathBuf, PathBuf)>> {
         let ends = |(job, log): (&JobId, &PathBuf)| Ok((place(self.worker.query(*job)?.pid.unsigned_abs(), 1), log.clone()));
         self.jobs.iter().zip(&self.logs).map(ends).collect()
@@ -81,47 +80,4 @@ impl Drain for Ours {
         self.worker.shutdown(ShutdownMode::Kill)?;
         Ok(())
     }
-}
-
-/// read(0, stack, 1) and exit(0).
-#[cfg(target_arch = "x86_64")]
-const WAIT: &[u8] = &[
-    0x31, 0xff, // xor edi, edi
-    0x48, 0x89, 0xe6, // mov rsi, rsp
-    0xba, 1, 0, 0, 0, // mov edx, 1
-    0x31, 0xc0, // xor eax, eax
-    0x0f, 0x05, // syscall
-    0x31, 0xff, // xor edi, edi
-    0xb8, 60, 0, 0, 0, // mov eax, 60
-    0x0f, 0x05, // syscall
-];
-#[cfg(target_arch = "aarch64")]
-const WAIT: &[u8] = &[
-    0x00, 0x00, 0x80, 0xd2, // mov x0, 0
-    0xe1, 0x03, 0x00, 0x91, // mov x1, sp
-    0x22, 0x00, 0x80, 0xd2, // mov x2, 1
-    0xe8, 0x07, 0x80, 0xd2, // mov x8, 63
-    0x01, 0x00, 0x00, 0xd4, // svc 0
-    0x00, 0x00, 0x80, 0xd2, // mov x0, 0
-    0xa8, 0x0b, 0x80, 0xd2, // mov x8, 93
-    0x01, 0x00, 0x00, 0xd4, // svc 0
-];
-
-/// The headers of the program that exits, and where in them is how long it is, in the file and in memory.
-const HEADER_BYTES: usize = 120;
-const LENGTHS_AT: [usize; 2] = [96, 104];
-
-/// A program that waits until its stdin is at its end: the one that exits, with other code.
-fn waiting_program(directory: &Path) -> Result<PathBuf> {
-    let mut file = fs::read(program::write(directory)?)?;
-    file.truncate(HEADER_BYTES);
-    file.extend_from_slice(WAIT);
-    for at in LENGTHS_AT {
-        let length = file.len() as u64;
-        file[at..at + 8].copy_from_slice(&length.to_le_bytes());
-    }
-    let path = directory.join("wait");
-    fs::write(&path, file)?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-    Ok(path)
 }
