@@ -1,7 +1,7 @@
 //! Those who write the output of a job to a file.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,7 +12,8 @@ use nix::sys::time::TimeVal;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, alarm};
 use rustix::pipe::fcntl_setpipe_size;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, Lines};
+use tokio::process::ChildStdout;
 
 use crate::way::{LINE_BYTES, line};
 use crate::{Result, conmon, end_with_parent};
@@ -26,6 +27,8 @@ const BUFFER_BYTES: usize = 64 << 10;
 pub(crate) struct Sink {
     /// The row.
     pub(crate) name: &'static str,
+    /// What goes wrong with it is no failure of the benchmark.
+    pub(crate) is_peer: bool,
     /// Why it cannot be had.
     pub(crate) missing: fn() -> Option<String>,
     /// Runs a job, from its start until it is reaped.
@@ -34,13 +37,26 @@ pub(crate) struct Sink {
     has_records: bool,
 }
 
-pub(crate) const SINKS: [Sink; 6] = [
-    Sink { name: "read + write", missing: || None, run: read_and_write, has_records: false },
-    Sink { name: "cat", missing: || None, run: cat, has_records: false },
-    Sink { name: "iron-exec raw", missing: || None, run: |job, directory| iron_exec(job, directory, LogFormat::Raw), has_records: false },
-    Sink { name: "iron-exec CRI", missing: || None, run: |job, directory| iron_exec(job, directory, LogFormat::Cri), has_records: true },
-    Sink { name: "tokio", missing: || None, run: tokio, has_records: false },
-    Sink { name: "conmon", missing: conmon::missing, run: conmon::run, has_records: true },
+pub(crate) const SINKS: [Sink; 7] = [
+    Sink { name: "read + write", is_peer: false, missing: || None, run: read_and_write, has_records: false },
+    Sink { name: "cat", is_peer: false, missing: || None, run: cat, has_records: false },
+    Sink {
+        name: "iron-exec raw",
+        is_peer: false,
+        missing: || None,
+        run: |job, directory| iron_exec(job, directory, LogFormat::Raw),
+        has_records: false,
+    },
+    Sink {
+        name: "iron-exec CRI",
+        is_peer: false,
+        missing: || None,
+        run: |job, directory| iron_exec(job, directory, LogFormat::Cri),
+        has_records: true,
+    },
+    Sink { name: "tokio", is_peer: true, missing: || None, run: tokio, has_records: false },
+    Sink { name: "tokio, tokio::fs", is_peer: true, missing: || None, run: tokio_fs, has_records: false },
+    Sink { name: "conmon", is_peer: true, missing: conmon::missing, run: conmon::run, has_records: true },
 ];
 
 /// What is run.
@@ -123,15 +139,31 @@ fn iron_exec(job: &Job, directory: &Path, format: LogFormat) -> Result<Done> {
     Ok(Done { file: file.ok_or("the job has no log")?, ..done })
 }
 
-/// The lines of a piped child into a buffered file. The runtime of one thread is the faster one for that.
+/// The lines of a piped child into a buffered file, which the runtime's thread itself writes: a write to the page cache is short.
 fn tokio(job: &Job, directory: &Path) -> Result<Done> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = runtime()?;
+    measured(directory, |file| {
+        runtime.block_on(async {
+            let mut file = BufWriter::new(File::create(file)?);
+            let (mut job, mut lines) = tokio_lines(job)?;
+            while let Some(line) = lines.next_line().await? {
+                file.write_all(line.as_bytes())?;
+                file.write_all(b"\n")?;
+            }
+            file.flush()?;
+            job.wait().await?;
+            Ok(())
+        })
+    })
+}
+
+/// The same with a file of tokio's: each write is handed to a thread.
+fn tokio_fs(job: &Job, directory: &Path) -> Result<Done> {
+    let runtime = runtime()?;
     measured(directory, |file| {
         runtime.block_on(async {
             let mut file = tokio::io::BufWriter::new(tokio::fs::File::create(file).await?);
-            let mut job = tokio::process::Command::new(&job.command[0]).args(&job.command[1..]).stdout(Stdio::piped()).spawn()?;
-            let pipe = job.stdout.take().ok_or("the job has no stdout")?;
-            let mut lines = tokio::io::BufReader::new(pipe).lines();
+            let (mut job, mut lines) = tokio_lines(job)?;
             while let Some(line) = lines.next_line().await? {
                 file.write_all(line.as_bytes()).await?;
                 file.write_all(b"\n").await?;
@@ -141,6 +173,17 @@ fn tokio(job: &Job, directory: &Path) -> Result<Done> {
             Ok(())
         })
     })
+}
+
+/// Of one thread, which is the faster one for that.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+fn tokio_lines(job: &Job) -> Result<(tokio::process::Child, Lines<tokio::io::BufReader<ChildStdout>>)> {
+    let mut job = tokio::process::Command::new(&job.command[0]).args(&job.command[1..]).stdout(Stdio::piped()).spawn()?;
+    let pipe = job.stdout.take().ok_or("the job has no stdout")?;
+    Ok((job, tokio::io::BufReader::new(pipe).lines()))
 }
 
 /// Of a sink that is this process. It may take the file that it is given.
