@@ -101,7 +101,15 @@ impl Results {
     /// # Errors
     /// If /proc does not say what the machine is.
     pub fn begin(bench: &str, pace: Pace) -> Result<Self> {
-        Ok(Self { bench: bench.to_owned(), machine: Machine::look()?, pace, tables: Vec::new(), goals: Vec::new(), notes: Vec::new(), failures: Vec::new() })
+        Ok(Self {
+            bench: bench.to_owned(),
+            machine: Machine::look()?,
+            pace,
+            tables: Vec::new(),
+            goals: Vec::new(),
+            notes: Vec::new(),
+            failures: Vec::new(),
+        })
     }
 
     /// The table of that id.
