@@ -1,6 +1,6 @@
 //! Hosts that are played: processes of their own, so that the memory and the descriptors of one do not burden another, and others that want the CPUs.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::hint::black_box;
 use std::io;
 use std::process::{Child, Command, Stdio};
@@ -104,9 +104,28 @@ pub fn open(fds: usize) -> io::Result<Vec<File>> {
 /// # Errors
 /// If it is less.
 pub fn raise_nofile(needed: usize) -> Result<()> {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    if hard < needed as u64 {
-        return Err(format!("the hard limit of open files is {hard}, {needed} are needed").into());
-    }
+    let hard = nofile_max(needed)?;
     Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
+}
+
+/// The hard limit of open files, which must be no less than `needed`.
+///
+/// # Errors
+/// If it is less.
+pub fn nofile_max(needed: usize) -> Result<u64> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if hard < needed as u64 { Err(format!("the hard limit of open files is {hard}, {needed} are needed").into()) } else { Ok(hard) }
+}
+
+/// Whether a host can have so much [`touched`] memory.
+///
+/// # Errors
+/// If not: why.
+pub fn can_touch(bytes: usize) -> Result<()> {
+    prctl::get_thp_disable().map_err(|error| format!("huge pages cannot be switched off: {error}"))?;
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let available =
+        text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).ok_or("/proc/meminfo does not say what is available")?;
+    let (available, needed) = (available.trim().trim_end_matches(" kB").parse::<usize>()? >> 10, bytes >> 20);
+    if available < needed { Err(format!("{available} MiB of memory are available, {needed} are needed").into()) } else { Ok(()) }
 }

@@ -1,14 +1,14 @@
 //! The hosts that are played, each by a process of its own, so that the memory and the descriptors of one do not burden another.
 
 use std::fs::File;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use iron_exec_benches::{Error, Pace, Result, host, results};
-use serde::{Deserialize, Serialize};
+use iron_exec_benches::stage::Says;
+use iron_exec_benches::{Pace, Result, host, results, turns};
 
 use crate::contender::{self, Heat, Setting};
+use crate::{SPAWN, STALL, STALL_RANKS, TRUE};
 
 /// How many programs run at a time.
 pub(crate) const IN_FLIGHT: [usize; 2] = [64, 1];
@@ -19,7 +19,7 @@ const STALL_PAUSE: Duration = Duration::from_micros(200);
 /// What a small host has.
 const MEMORY_BYTES: usize = 8 << 20;
 /// What the machine has to have beside the memory of a large host.
-const MEMORY_SPARE_BYTES: u64 = 2 << 30;
+const MEMORY_SPARE_BYTES: usize = 1 << 30;
 /// Descriptors beside those of the condition: of the programs in flight, and of a contender.
 const FDS_SPARE: usize = 1000;
 
@@ -56,35 +56,31 @@ pub(crate) const CONDITIONS: [Condition; 9] = [
 
 impl Condition {
     /// Why there is no such host here and at this pace, if so.
-    pub(crate) fn missing(&self, pace: Pace) -> Result<Option<String>> {
-        if self.memory_bytes <= 1 << 30 {
-            return Ok(None);
+    pub(crate) fn missing(&self, pace: Pace) -> Option<String> {
+        if self.memory_bytes > pace.of(MEMORY_BYTES, 1 << 30, usize::MAX) {
+            return Some("not at this pace".to_owned());
         }
-        if pace != Pace::Full {
-            return Ok(Some("only in the whole benchmark".to_owned()));
-        }
-        let available = available_bytes()?;
-        let is_enough = available >= self.memory_bytes as u64 + MEMORY_SPARE_BYTES;
-        Ok((!is_enough).then(|| format!("{} MiB of memory are available, that is too little", available >> 20)))
+        let spare = if self.memory_bytes > MEMORY_BYTES { MEMORY_SPARE_BYTES } else { 0 };
+        let can_be_had = host::nofile_max(self.fds_max()).and_then(|_| host::can_touch(self.memory_bytes + spare));
+        can_be_had.err().map(|error| error.to_string())
     }
-}
 
-fn available_bytes() -> Result<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).ok_or("/proc/meminfo does not say what is available")?;
-    let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kibibytes << 10)
-}
+    fn fds_max(&self) -> usize {
+        self.fds.0 + self.fds.1 + FDS_SPARE
+    }
 
-/// One line of what a host tells.
-#[derive(Debug, Deserialize, Serialize)]
-pub(crate) enum Record {
-    /// µs for one program, in one heat.
-    Spawn { row: String, in_flight: usize, time: f64 },
-    /// µs inside a start, in one heat: the median, the 99th percentile and the maximum.
-    Stall { row: String, ranks: [f64; 3] },
-    /// A contender, or all of them, cannot be had.
-    Missing { row: String, reason: String },
+    /// The table and the column of the programs of this host, at `IN_FLIGHT[index]` in flight.
+    fn cell(&self, index: usize) -> (&'static str, String) {
+        match self.program {
+            Some(_) => (TRUE, crate::column(IN_FLIGHT[index])),
+            None => (SPAWN[index], self.name.to_owned()),
+        }
+    }
+
+    /// The column of the stalls of that rank.
+    pub(crate) fn stall_column(&self, rank: &str) -> String {
+        format!("{} {rank}", self.name)
+    }
 }
 
 /// How long everything takes.
@@ -105,66 +101,55 @@ impl Heats {
     }
 }
 
-/// Plays the host, and writes what it finds, or why there is nothing to be found, to stdout.
+/// Plays the host: the contenders run in turn, round after round, and it says what it finds. Who has failed once has no turn any more.
 pub(crate) fn play(condition: &Condition, pace: Pace, program: &Path, log_dir: &Path) -> Result<()> {
     let program = condition.program.map_or(program.to_owned(), PathBuf::from);
     let setting = Setting { program, log_dir: log_dir.to_owned(), in_flight: 0 };
-    match compare(condition, &Heats::of(pace), &setting) {
-        Ok(()) => Ok(()),
-        Err(error) => Ok(print(&Record::Missing { row: "all".to_owned(), reason: error.to_string() })?),
-    }
-}
-
-/// The contenders run in turn, round after round.
-fn compare(condition: &Condition, heats: &Heats, setting: &Setting) -> Result<()> {
-    host::raise_nofile(condition.fds.0 + condition.fds.1 + FDS_SPARE)?;
+    let heats = Heats::of(pace);
+    host::raise_nofile(condition.fds_max())?;
     let _memory = host::touched(condition.memory_bytes)?;
     // One more, in the place of the file that the others were copied from: no low number is left for whoever comes after.
     let _fds = (host::open(condition.fds.0)?, File::open("/dev/null")?);
     let mut rows = contender::ROWS.to_vec();
     for round in 0..heats.rounds {
-        // Nobody always comes after the same one.
-        let first = round % rows.len().max(1);
-        rows.rotate_left(first);
-        let mut missing = Vec::new();
-        for &(row, build) in &rows {
-            if let Err(error) = turn(condition, heats, setting, row, build) {
-                missing.push(row);
-                print(&Record::Missing { row: row.to_owned(), reason: error.to_string() })?;
+        let mut failed = Vec::new();
+        for index in turns(rows.len(), round) {
+            let (row, build) = rows[index];
+            if let Err(error) = turn(condition, &heats, &setting, row, build) {
+                failed.push(row);
+                let what = format!("{}, {row}: {error}", condition.name);
+                if contender::is_peer(row) { Says::Note(what) } else { Says::Failure(what) }.say()?;
             }
         }
-        rows.retain(|(row, _)| !missing.contains(row));
+        rows.retain(|(row, _)| !failed.contains(row));
     }
     Ok(())
 }
 
 /// One contender's turn in one round. It is built for each heat and is gone afterwards: what it keeps open is in nobody else's way.
 fn turn(condition: &Condition, heats: &Heats, setting: &Setting, row: &str, build: contender::Build) -> Result<()> {
-    let run = |mut heat: Heat| {
+    let run = |heat: Heat| {
         let mut contender = build(&Setting { in_flight: heat.in_flight(), ..setting.clone() })?;
         let _fds = host::open(condition.fds.1)?;
-        contender.run(&mut Heat::new(heat.in_flight(), 1, heats.time / 10))?;
-        heat.begin();
-        contender.run(&mut heat)?;
-        Ok::<_, Error>(heat)
+        Heat::new(heat.in_flight(), 1, heats.time / 10).run(contender.as_mut())?;
+        heat.run(contender.as_mut())
     };
-    for in_flight in IN_FLIGHT {
+    for (index, in_flight) in IN_FLIGHT.into_iter().enumerate() {
         let heat = run(Heat::new(in_flight, heats.spawns_min, heats.time))?;
-        print(&Record::Spawn { row: row.to_owned(), in_flight, time: micros(heat.time_per_spawn()) })?;
+        let (table, column) = condition.cell(index);
+        Says::figure(table, row, &column, micros(heat.time_per_spawn())).say()?;
     }
     if condition.has_stalls {
         let heat = run(Heat::new(IN_FLIGHT[0], heats.spawns_min, heats.stall_time).pausing(STALL_PAUSE))?;
         let stalls: Vec<f64> = heat.stalls().iter().map(|stall| micros(*stall)).collect();
-        let ranks = [50, 99, 100].map(|percent| results::percentile(&stalls, percent).unwrap_or_default());
-        print(&Record::Stall { row: row.to_owned(), ranks })?;
+        for (rank, percent) in STALL_RANKS {
+            let stall = results::percentile(&stalls, percent).ok_or("nothing was started")?;
+            Says::figure(STALL, row, &condition.stall_column(rank), stall).say()?;
+        }
     }
     Ok(())
 }
 
 fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
-}
-
-fn print(record: &Record) -> io::Result<()> {
-    writeln!(io::stdout(), "{}", serde_json::to_string(record)?)
 }

@@ -15,47 +15,39 @@
 //! The floor is what the kernel does at its best, asked by bare system calls; its programs begin a session each, as jobs do, which a row without that is
 //! beside. Stalls are those of a host that sleeps between its starts, as one does that waits for events.
 //!
-//! The jobs are made as cheap as they can be: no cgroup, no log, no confirmation, stdin, stdout and stderr on /dev/null. A loop of iron-exec or tokio
-//! reaps in the order of the ends; the others wait for the oldest, and so need no loop at all.
+//! The jobs are made as cheap as they can be: no cgroup, no log, stdin, stdout and stderr on /dev/null. The rows of iron-exec are unconfirmed
+//! (`confirm(false)`): a start does not wait for its program to be executed. Only `iron-exec, confirmed` does, as a worker by default and as the peers
+//! do; it is on the rung detached. A loop of iron-exec or tokio reaps in the order of the ends; the others wait for the oldest, and so need no loop at all.
 
-use std::io::{BufRead, BufReader};
-use std::path::Path;
 use std::process::{Command, ExitCode};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::{Duration, Instant};
 
-use iron_exec_benches::host::{self, Ours};
-use iron_exec_benches::{Pace, Relation, Result, Results, Table, program};
-use nix::sys::signal::Signal;
+use iron_exec_benches::stage::Stage;
+use iron_exec_benches::{Pace, Relation, Result, Results, Table, host, program};
 
-use condition::{CONDITIONS, Condition, IN_FLIGHT, Record};
+use condition::{CONDITIONS, IN_FLIGHT};
 use contender::ROWS;
 
 mod condition;
 mod contender;
 
-/// A host that tells nothing for so long is stuck.
-const SILENCE_MAX: Duration = Duration::from_mins(1);
-
 /// The rung that a worker chooses where it can.
 const OURS: &str = "iron-exec detached";
+const CONFIRMED: &str = "iron-exec, confirmed";
 const FLOOR: &str = "floor";
 const TOKIO: &str = "tokio::process";
 
 const SPAWN: [&str; IN_FLIGHT.len()] = ["spawn-64", "spawn-1"];
 const TRUE: &str = "spawn-true";
 const STALL: &str = "stall";
-/// What is told of stalls.
-const STALL_RANKS: [&str; 3] = ["p50", "p99", "max"];
+/// What is told of the stalls of a round.
+const STALL_RANKS: [(&str, usize); 3] = [("p50", 50), ("p99", 99), ("max", 100)];
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match args[..] {
         ["hog"] => host::hog(),
-        ["host", condition, program, log_dir, _pace] => play(condition, Path::new(program), Path::new(log_dir)),
+        ["host", condition, program, log_dir, ..] => play(condition, program, log_dir),
         _ => bench(&args),
     };
     match done {
@@ -71,13 +63,8 @@ fn main() -> ExitCode {
 fn bench(args: &[&str]) -> Result<()> {
     let pace = Pace::from_args();
     let words: Vec<&str> = args.iter().copied().filter(|arg| !arg.starts_with('-')).collect();
-    // What is left behind is taken away also when somebody interrupts.
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        signal_hook::flag::register(signal as i32, Arc::clone(&interrupted))?;
-    }
-    let directory = tempfile::Builder::new().prefix("iron-exec-bench-").tempdir()?;
-    let program = program::write(directory.path())?;
+    let stage = Stage::new()?;
+    let program = program::write(stage.directory.path())?;
     let checked = Command::new(&program).status().map_err(|error| format!("{}: {error}; is TMPDIR mounted noexec?", program.display()))?;
     if !checked.success() {
         return Err(format!("the program that is to be started does not work: {checked}").into());
@@ -85,21 +72,15 @@ fn bench(args: &[&str]) -> Result<()> {
     let mut results = Results::begin("spawn", pace)?;
     results.tables = tables();
     for condition in CONDITIONS.iter().filter(|condition| words.is_empty() || words.iter().any(|word| condition.name.contains(word))) {
-        if let Some(reason) = condition.missing(pace)? {
-            results.notes.push(format!("{}: {reason}", condition.name));
+        if let Some(reason) = condition.missing(pace) {
+            results.note(format!("{}: {reason}", condition.name));
             continue;
         }
         let hogs = if condition.is_busy { host::hogs()? } else { Vec::new() };
         let mut host = host::again()?;
-        host.args(["host", condition.name]).args([&program, directory.path()]).arg(pace.of("--smoke", "--quick", "--bench"));
-        let told = listen(&mut Ours(host.spawn()?), &interrupted, |record| take(&mut results, condition, record));
+        host.args(["host", condition.name]).arg(&program).arg(stage.logs.path()).args(std::env::args().skip(1));
+        stage.play(condition.name, &mut host, &mut results)?;
         drop(hogs);
-        if interrupted.load(Ordering::Relaxed) {
-            return Err("interrupted".into());
-        }
-        if let Err(error) = told {
-            results.notes.push(format!("{}: {error}", condition.name));
-        }
     }
     goals(&mut results);
     results.end()
@@ -110,14 +91,16 @@ fn tables() -> Vec<Table> {
     let hosts: Vec<&str> = CONDITIONS.iter().filter(|condition| condition.program.is_none()).map(|condition| condition.name).collect();
     let [many, one] = IN_FLIGHT.map(column);
     let title = |in_flight: usize| format!("From start to reaped, {in_flight} in flight, µs a program");
+    let stall_title =
+        "The time inside the starting call of a host that sleeps between its starts, µs (max: the median of the rounds' maxima)";
     let stall_hosts = CONDITIONS.iter().filter(|condition| condition.has_stalls);
-    let stall_columns: Vec<String> = stall_hosts.flat_map(|host| STALL_RANKS.map(|rank| format!("{} {rank}", host.name))).collect();
+    let stall_columns: Vec<String> = stall_hosts.flat_map(|host| STALL_RANKS.map(|(rank, _)| host.stall_column(rank))).collect();
     let stall_columns: Vec<&str> = stall_columns.iter().map(String::as_str).collect();
     let mut tables = vec![
         Table::new(SPAWN[0], title(IN_FLIGHT[0]), &hosts).reference(FLOOR),
         Table::new(SPAWN[1], title(IN_FLIGHT[1]), &hosts).reference(FLOOR),
         Table::new(TRUE, "/bin/true from start to reaped, µs a program", &[&many, &one]).reference(FLOOR),
-        Table::new(STALL, "The time inside the starting call of a host that sleeps between its starts, µs", &stall_columns),
+        Table::new(STALL, stall_title, &stall_columns),
     ];
     for table in &mut tables {
         for (row, _) in ROWS {
@@ -132,74 +115,43 @@ fn column(in_flight: usize) -> String {
     format!("{in_flight} in flight")
 }
 
-/// Takes in what a host has told.
-fn take(results: &mut Results, condition: &Condition, record: Record) {
-    let [many, one, of_true, stalls] = &mut results.tables[..] else { return };
-    match record {
-        Record::Spawn { row, in_flight, time } => match condition.program {
-            Some(_) => of_true.add(&row, &column(in_flight), time),
-            None if in_flight == IN_FLIGHT[0] => many.add(&row, condition.name, time),
-            None => one.add(&row, condition.name, time),
-        },
-        Record::Stall { row, ranks } => {
-            for (rank, figure) in STALL_RANKS.iter().zip(ranks) {
-                stalls.add(&row, &format!("{} {rank}", condition.name), figure);
-            }
-        }
-        Record::Missing { row, reason } => results.notes.push(format!("{}, {row}: {reason}", condition.name)),
-    }
-}
-
 fn goals(results: &mut Results) {
     use Relation::{AtLeast, AtMost};
 
     let time = |row, to_row, host, to_host| results.ratio(SPAWN[0], (row, host), (to_row, to_host));
     let stall = |row| results.table(STALL)?.median(row, "busy p99");
-    let goals = [
-        ("64 in flight: time, times the floor's", AtMost, 1.25, time(OURS, FLOOR, "plain", "plain")),
-        ("64 in flight: tokio's time, times ours", AtLeast, 1.8, time(TOKIO, OURS, "plain", "plain")),
-        ("64 in flight, 15,000 descriptors opened later: tokio's time, times ours", AtLeast, 12.0, {
-            time(TOKIO, OURS, "15k fds later", "15k fds later")
-        }),
-        ("64 in flight, 4 GiB of memory: time, times that with 10 MB", AtMost, 1.15, time(OURS, OURS, "4 GiB", "plain")),
-        ("64 in flight, 15,000 descriptors opened later: time, times that with few", AtMost, 1.15, {
-            time(OURS, OURS, "15k fds later", "plain")
-        }),
-        ("busy CPUs: µs inside the starting call, p99", AtMost, 100.0, stall(OURS)),
-        ("busy CPUs: time inside the starting call, p99, times tokio's", AtMost, 0.05, {
-            stall(OURS).zip(stall(TOKIO)).map(|(ours, tokio)| ours / tokio)
-        }),
+    let flat = |host| time(OURS, OURS, host, "plain");
+    let mut goals = vec![
+        ("64 in flight, unconfirmed: time, times the floor's".to_owned(), AtMost, 1.25, time(OURS, FLOOR, "plain", "plain")),
+        ("64 in flight, unconfirmed: tokio's time, times ours".to_owned(), AtLeast, 1.8, time(TOKIO, OURS, "plain", "plain")),
+        ("64 in flight, confirmed: tokio's time, times ours".to_owned(), AtLeast, 1.8, time(TOKIO, CONFIRMED, "plain", "plain")),
     ];
+    for (when, host) in [("later", "15k fds later"), ("before", "15k fds")] {
+        let what = format!("64 in flight, unconfirmed, 15,000 descriptors opened {when}: tokio's time, times ours");
+        goals.push((what, AtLeast, 12.0, time(TOKIO, OURS, host, host)));
+    }
+    for (what, host) in [
+        ("1 GiB of memory: time, times that with 10 MB", "1 GiB"),
+        ("4 GiB of memory: time, times that with 10 MB", "4 GiB"),
+        ("5,000 descriptors opened later: time, times that with few", "5k fds later"),
+        ("15,000 descriptors opened later: time, times that with few", "15k fds later"),
+        ("15,000 descriptors opened before: time, times that with few", "15k fds"),
+    ] {
+        goals.push((format!("64 in flight, unconfirmed, {what}"), AtMost, 1.15, flat(host)));
+    }
+    let stalls = stall(OURS).zip(stall(TOKIO)).map(|(ours, tokio)| ours / tokio);
+    goals.extend([
+        ("busy CPUs, unconfirmed: µs inside the starting call, p99".to_owned(), AtMost, 100.0, stall(OURS)),
+        ("busy CPUs, unconfirmed: time inside the starting call, p99, times tokio's".to_owned(), AtMost, 0.05, stalls),
+    ]);
     for (what, relation, bound, found) in goals {
         results.goal(what, relation, bound, found);
     }
 }
 
-/// Hands on what a host tells, until it has ended.
-fn listen(host: &mut Ours, interrupted: &AtomicBool, mut hear: impl FnMut(Record)) -> Result<()> {
-    let stdout = host.0.stdout.take().ok_or("the host has no stdout")?;
-    let (sender, lines) = mpsc::channel();
-    std::thread::spawn(move || BufReader::new(stdout).lines().map_while(std::result::Result::ok).try_for_each(|line| sender.send(line)));
-    let mut heard = Instant::now();
-    loop {
-        match lines.recv_timeout(Duration::from_millis(100)) {
-            Ok(line) => {
-                heard = Instant::now();
-                hear(serde_json::from_str(&line).map_err(|error| format!("the host says {line:?}: {error}"))?);
-            }
-            Err(RecvTimeoutError::Disconnected) => break,
-            Err(RecvTimeoutError::Timeout) if interrupted.load(Ordering::Relaxed) => return Err("interrupted".into()),
-            Err(RecvTimeoutError::Timeout) if heard.elapsed() > SILENCE_MAX => return Err("the host is stuck".into()),
-            Err(RecvTimeoutError::Timeout) => {}
-        }
-    }
-    let status = host.0.wait()?;
-    if status.success() { Ok(()) } else { Err(format!("the host ended: {status}").into()) }
-}
-
-/// The host's half of [`listen`].
-fn play(condition: &str, program: &Path, log_dir: &Path) -> Result<()> {
+/// Plays one of the hosts.
+fn play(condition: &str, program: &str, log_dir: &str) -> Result<()> {
     host::end_with_parent()?;
-    let condition: &Condition = CONDITIONS.iter().find(|known| known.name == condition).ok_or("no such condition")?;
-    condition::play(condition, Pace::from_args(), program, log_dir)
+    let condition = CONDITIONS.iter().find(|known| known.name == condition).ok_or("no such condition")?;
+    condition::play(condition, Pace::from_args(), program.as_ref(), log_dir.as_ref())
 }
