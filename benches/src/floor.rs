@@ -166,6 +166,15 @@ pub fn std_with_pre_exec(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(|| Ok(())) }
 }
 
+/// Gives a command a hook by which its process moves itself into a cgroup before it executes the program: no moment in which it runs outside, but a fork. `procs`
+/// is the open `cgroup.procs`, and goes with the command.
+pub fn std_into_cgroup(command: &mut Command, procs: OwnedFd) -> &mut Command {
+    let hook = move || Ok(rustix::io::write(&procs, b"0").map(drop)?);
+    // SAFETY: what runs between fork and exec must be fit for that: this makes one bare system call, on a descriptor that is open as long as the hook is there,
+    // takes no lock and allocates nothing, not even for an error, which is a number.
+    unsafe { command.pre_exec(hook) }
+}
+
 /// What is executed.
 #[derive(Debug)]
 struct Image {
@@ -482,12 +491,12 @@ unsafe fn clone3_on_stack(args: &CloneArgs, entry: extern "C" fn(*const c_void) 
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::io::{self, Read, Write};
+    use std::io::{self, Read, Seek, Write};
     use std::os::fd::AsFd;
     use std::path::Path;
     use std::process::Command;
 
-    use super::{Floor, reap, std_with_pre_exec};
+    use super::{Floor, reap, std_into_cgroup, std_with_pre_exec};
     use crate::host;
 
     /// Starts a shell that says on stdout what it has on stdin, and something on stderr.
@@ -555,5 +564,14 @@ mod tests {
     #[test]
     fn a_hook_changes_nothing_but_the_way() {
         assert!(std_with_pre_exec(&mut Command::new("/bin/true")).status().unwrap().success());
+    }
+
+    #[test]
+    fn a_process_moves_itself() {
+        let mut procs = tempfile::tempfile().unwrap();
+        let own = procs.try_clone().unwrap().into();
+        assert!(std_into_cgroup(&mut Command::new("/bin/true"), own).status().unwrap().success());
+        procs.rewind().unwrap();
+        assert_eq!(io::read_to_string(procs).unwrap(), "0");
     }
 }

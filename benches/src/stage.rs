@@ -51,6 +51,11 @@ impl Says {
         Self::Figure { table: table.to_owned(), row: row.to_owned(), column: column.to_owned(), figure }
     }
 
+    /// What went wrong with a contender: with a peer it is a note, with anybody else a failure.
+    pub fn wrong(is_peer: bool, what: String) -> Self {
+        if is_peer { Self::Note(what) } else { Self::Failure(what) }
+    }
+
     /// Says it to whoever plays this host.
     ///
     /// # Errors

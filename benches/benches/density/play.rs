@@ -16,8 +16,8 @@ use crate::{END, FULL, IDLE, IDLE_COLUMNS, LOGGED, MEMORY, NOFILE, PEER_LOGGED, 
 
 /// How many jobs have a line at a time.
 pub(crate) const READY: [usize; 2] = [1, 32];
-/// Started and ended before anything is measured.
-const FIRST_JOBS: usize = 100;
+/// Started before anything is measured, so that what is there once for all jobs is there. If there are to be more, they stay and are of them.
+pub(crate) const FIRST_JOBS: usize = 100;
 /// After this nothing is left to do of what was started.
 const SETTLE_TIME: Duration = Duration::from_millis(100);
 /// For jobs that were told to talk to have done so, and for their pipes to count as silent before.
@@ -54,32 +54,43 @@ pub(crate) fn play(row: &str, column: &str, jobs: &str, program: &Path, logs: &P
     setrlimit(Resource::RLIMIT_NOFILE, hard.min(NOFILE), hard)?;
     let jobs: usize = jobs.parse()?;
     let logs = tempfile::tempdir_in(logs)?;
-    let place = Place { program: program.to_owned(), logs: logs.path().to_owned(), cgroup: cgroup.into() };
-    let mut contender: Box<dyn Contender> = match row {
+    if let Err(error) = build(row, program, logs.path(), cgroup).and_then(|mut contender| measure(contender.as_mut(), row, column, jobs)) {
+        Says::wrong(matches!(row, PEER_LOGGED | PEER_SILENT), format!("{row}, {column}: {error}")).say()?;
+    }
+    Ok(logs.close()?)
+}
+
+fn build(row: &str, program: &Path, logs: &Path, cgroup: &str) -> Result<Box<dyn Contender>> {
+    let place = Place { program: program.to_owned(), logs: logs.to_owned(), cgroup: cgroup.into() };
+    Ok(match row {
         FULL | LOGGED | SILENT => Box::new(IronExec::new(&place, row == FULL, row != SILENT)?),
         PEER_LOGGED | PEER_SILENT => Box::new(Tokio::new(place, row == PEER_LOGGED)?),
         _ => return Err("no such row".into()),
-    };
-    measure(contender.as_mut(), row, column, jobs).map_err(|error| format!("{row}, {column}: {error}"))?;
-    Ok(logs.close()?)
+    })
 }
 
 fn measure(contender: &mut dyn Contender, row: &str, column: &str, jobs: usize) -> Result<()> {
     let pace = Pace::from_args();
     contender.start(FIRST_JOBS)?;
-    contender.end()?;
+    let first = if jobs > FIRST_JOBS { FIRST_JOBS } else { 0 };
+    if first == 0 {
+        contender.end()?;
+    }
     let before = own_memory()?;
     let began = Instant::now();
-    contender.start(jobs)?;
+    contender.start(jobs - first)?;
     let time = began.elapsed();
     let after = own_memory()?;
     if jobs > 0 {
-        Says::figure(START, row, column, micros(time) / float(jobs)).say()?;
-        Says::figure(MEMORY, row, column, (after - before) / float(jobs)).say()?;
+        Says::figure(START, row, column, micros(time) / float(jobs - first)).say()?;
+    }
+    // Jobs that have ended have left memory, which others would take: it is measured only where none have.
+    if first > 0 {
+        Says::figure(MEMORY, row, column, (after - before) / float(jobs - first)).say()?;
     }
     if IDLE_COLUMNS.contains(&column) {
-        // The longer, the less counts how it begins and ends; the goal is held against this row.
-        let idle_time = Duration::from_millis(if row == LOGGED { pace.of(20, 500, 1000) } else { pace.of(20, 200, 300) });
+        // The longer, the less counts how it begins and ends.
+        let idle_time = Duration::from_millis(pace.of(20, 500, 1000));
         // What is left to do of the starts is done.
         contender.idle(SETTLE_TIME)?;
         let before = cpu_time()?;

@@ -1,27 +1,32 @@
 //! Those that are compared.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use iron_exec::Timestamp;
 use iron_exec::framing::cri::{self, Stamp};
 use iron_exec::framing::{Ending, Piece};
 use iron_exec_benches::Result;
+use tempfile::TempDir;
 
 use crate::floor::Bare;
 use crate::heat::Heat;
 use crate::iron::IronExec;
-use crate::peer::Tokio;
+use crate::peer::{Entry, Tokio};
 
 pub(crate) const FLOOR: &str = "floor";
 pub(crate) const OURS: &str = "iron-exec";
 pub(crate) const UNCONFIRMED: &str = "iron-exec, unconfirmed";
 pub(crate) const PEER: &str = "tokio + cgroup.procs";
+pub(crate) const HOOKED: &str = "tokio + pre_exec";
 const PEER_ALONE: &str = "tokio, no cgroup";
 
 /// All rows of the tables.
-pub(crate) const ROWS: [&str; 5] = [FLOOR, OURS, UNCONFIRMED, PEER, PEER_ALONE];
+pub(crate) const ROWS: [&str; 6] = [FLOOR, OURS, UNCONFIRMED, PEER, HOOKED, PEER_ALONE];
+
+/// Whether what goes wrong with it is no fault of ours.
+pub(crate) fn is_peer(row: &str) -> bool {
+    matches!(row, PEER | HOOKED | PEER_ALONE)
+}
 
 /// One way to run jobs.
 pub(crate) trait Contender {
@@ -30,21 +35,25 @@ pub(crate) trait Contender {
 }
 
 /// What a contender has to itself.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Place {
     /// What is started.
     pub(crate) program: PathBuf,
-    pub(crate) logs: PathBuf,
+    pub(crate) logs: TempDir,
     /// In which it makes those of its jobs, as all do, in turn; none where there are no cgroups.
     pub(crate) cgroup: Option<PathBuf>,
 }
 
 impl Place {
     /// With a directory for its logs below that one.
-    pub(crate) fn new(name: &str, program: &Path, logs: &Path, cgroup: Option<&Path>) -> io::Result<Self> {
-        let logs = logs.join(name.replace([' ', ','], "_"));
-        fs::create_dir(&logs)?;
+    pub(crate) fn new(program: &Path, logs: &Path, cgroup: Option<&Path>) -> Result<Self> {
+        let logs = tempfile::Builder::new().prefix("jobs_").tempdir_in(logs)?;
         Ok(Self { program: program.to_owned(), logs, cgroup: cgroup.map(Path::to_owned) })
+    }
+
+    /// What the names of its jobs begin with: nobody else's do, so that a cgroup that one has left is not in the way of another.
+    pub(crate) fn prefix(&self) -> String {
+        self.logs.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 }
 
@@ -54,8 +63,9 @@ pub(crate) fn of(row: &str, place: &Place, in_flight_max: usize) -> Result<Optio
         FLOOR => Box::new(Bare::new(place, in_flight_max)?),
         OURS => Box::new(IronExec::new(place, true)?),
         UNCONFIRMED => Box::new(IronExec::new(place, false)?),
-        PEER if place.cgroup.is_none() => return Ok(None),
-        PEER => Box::new(Tokio::new(place, place.cgroup.clone())?),
+        PEER | HOOKED if place.cgroup.is_none() => return Ok(None),
+        PEER => Box::new(Tokio::new(place, Some(Entry::Moved))?),
+        HOOKED => Box::new(Tokio::new(place, Some(Entry::Hook))?),
         _ => Box::new(Tokio::new(place, None)?),
     };
     Ok(Some(boxed))

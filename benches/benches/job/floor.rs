@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
 use iron_exec::OutputStream;
@@ -29,6 +30,7 @@ const KINDS: usize = 3;
 pub(crate) struct Bare {
     floor: Floor,
     logs: OwnedFd,
+    prefix: String,
     cgroup: Option<OwnedFd>,
     epoll: OwnedFd,
     jobs: Vec<Option<Job>>,
@@ -51,11 +53,12 @@ struct Job {
 
 impl Bare {
     pub(crate) fn new(place: &Place, in_flight_max: usize) -> Result<Self> {
-        let directory = |path| File::open(path).map(OwnedFd::from);
+        let directory = |path: &Path| File::open(path).map(OwnedFd::from);
         Ok(Self {
-            floor: Floor::new(&place.program, &[], SLOTS)?,
-            logs: directory(&place.logs)?,
-            cgroup: place.cgroup.as_ref().map(directory).transpose()?,
+            floor: Floor::new(&place.program, &[], SLOTS)?.beginning_session(),
+            logs: directory(place.logs.path())?,
+            prefix: place.prefix(),
+            cgroup: place.cgroup.as_deref().map(directory).transpose()?,
             epoll: epoll::create(CreateFlags::CLOEXEC)?,
             jobs: (0..in_flight_max).map(|_| None).collect(),
             free: (0..in_flight_max).collect(),
@@ -69,7 +72,7 @@ impl Bare {
     fn start(&mut self) -> Result<()> {
         let slot = self.free.pop().ok_or("no room for a job")?;
         self.started += 1;
-        let name = format!("job_{}", self.started);
+        let name = format!("{}_{}", self.prefix, self.started);
         let log_flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let log = openat(&self.logs, format!("{name}.log"), log_flags, Mode::from_raw_mode(0o600))?;
         let cgroup = match &self.cgroup {

@@ -6,14 +6,11 @@ use std::time::{Duration, Instant};
 
 use iron_exec_benches::program::LINE;
 use iron_exec_benches::stage::Says;
-use iron_exec_benches::{Pace, Result, host};
+use iron_exec_benches::{Error, Pace, Result, host, turns};
 use nix::time::{ClockId, clock_gettime};
 
 use crate::contender::{self, Contender, Place};
-use crate::{CONDITIONS, CPU, CPU_IN_FLIGHT, IN_FLIGHT, table_id};
-
-/// Descriptors beside those of the condition: up to five for a job, and those of the contenders.
-const FDS_SPARE: usize = 3_500;
+use crate::{CONDITIONS, CPU, CPU_IN_FLIGHT, fds_needed, in_flight_possible, table_id};
 
 /// One contender's go at one cell of the table.
 #[derive(Debug)]
@@ -49,46 +46,48 @@ impl Heat {
 pub(crate) fn play(condition: &str, program: &Path, logs: &Path, cgroup: &str, words: &[&str]) -> Result<()> {
     host::end_with_parent()?;
     let (column, fds) = *CONDITIONS.iter().find(|(name, _)| *name == condition).ok_or("no such condition")?;
-    host::raise_nofile(fds + FDS_SPARE)?;
+    let in_flight_all = in_flight_possible(fds)?;
+    let in_flight_max = *in_flight_all.last().ok_or("too few descriptors can be had")?;
+    host::raise_nofile(fds_needed(fds, in_flight_max))?;
     let cgroup = Some(Path::new(cgroup)).filter(|path| !path.as_os_str().is_empty());
-    let mut contenders = Vec::new();
     let is_asked = |row: &&str| words.is_empty() || words.iter().any(|word| row.contains(word));
+    let wrong = |row: &str, error: Error| Says::wrong(contender::is_peer(row), format!("{row}, {column}: {error}")).say();
+    let mut contenders = Vec::new();
     for row in contender::ROWS.into_iter().filter(is_asked) {
-        let place = Place::new(row, program, logs, cgroup)?;
-        if let Some(contender) = contender::of(row, &place, IN_FLIGHT[IN_FLIGHT.len() - 1])? {
-            contenders.push((row, place, contender));
+        let place = Place::new(program, logs, cgroup)?;
+        match contender::of(row, &place, in_flight_max) {
+            Ok(contender) => contenders.push((row, contender, place)),
+            Err(error) => wrong(row, error)?,
         }
     }
-    let open = host::open(fds)?;
+    let _open = host::open(fds)?;
     let pace = Pace::from_args();
     let millis = pace.of(2, 60, 200);
     let rounds = pace.of(1, 3, 5);
     for round in 0..=rounds {
         // The first is for everybody to get warm.
         let time = Duration::from_millis(if round == 0 { millis / 10 } else { millis });
-        for in_flight in IN_FLIGHT {
-            for index in 0..contenders.len() {
-                // Nobody always comes after the same one.
-                let at = (index + round) % contenders.len();
-                let (row, place, contender) = &mut contenders[at];
+        for &in_flight in &in_flight_all {
+            for at in turns(contenders.len(), round) {
+                let (row, contender, place) = &mut contenders[at];
+                let Some(running) = contender else { continue };
                 let jobs_min = if round == 0 { 1 } else { pace.of(in_flight.min(16), in_flight, 2 * in_flight) };
-                let heat = Heat::new(in_flight, jobs_min, time);
-                let [took, used] = run(contender.as_mut(), heat, place).map_err(|error| format!("{row}: {error}"))?;
-                if round == 0 {
-                    Says::Alive.say()?;
-                    continue;
-                }
-                Says::figure(&table_id(in_flight), row, column, took).say()?;
-                if in_flight == CPU_IN_FLIGHT {
-                    Says::figure(CPU, row, column, used).say()?;
+                match run(running.as_mut(), Heat::new(in_flight, jobs_min, time), place) {
+                    Ok(_) if round == 0 => Says::Alive.say()?,
+                    Ok([took, used]) => {
+                        Says::figure(&table_id(in_flight), row, column, took).say()?;
+                        if in_flight == CPU_IN_FLIGHT {
+                            Says::figure(CPU, row, column, used).say()?;
+                        }
+                    }
+                    Err(error) => {
+                        wrong(row, format!("{in_flight} in flight: {error}").into())?;
+                        // The others go on.
+                        *contender = None;
+                    }
                 }
             }
         }
-    }
-    drop(open);
-    for (_, place, contender) in contenders {
-        drop(contender);
-        fs::remove_dir_all(&place.logs)?;
     }
     Ok(())
 }
@@ -100,7 +99,7 @@ fn run(contender: &mut dyn Contender, mut heat: Heat, place: &Place) -> Result<[
     contender.run(&mut heat)?;
     let took = heat.began.elapsed();
     let used = cpu_time()?.saturating_sub(before);
-    let logs = delete_logs(&place.logs)?;
+    let logs = delete_logs(place.logs.path())?;
     let figures = [heat.per_job(took), heat.per_job(used)];
     if logs == heat.jobs { Ok(figures) } else { Err(format!("of {} jobs {logs} have their line in a log", heat.jobs).into()) }
 }

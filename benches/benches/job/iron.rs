@@ -21,7 +21,7 @@ pub(crate) struct IronExec {
 impl IronExec {
     pub(crate) fn new(place: &Place, confirm: bool) -> Result<Self> {
         let base = place.cgroup.clone().map_or(CgroupBase::Off, CgroupBase::Path);
-        let worker = Worker::builder().cgroup_base(base).log_dir(&place.logs).confirm(confirm).build()?;
+        let worker = Worker::builder().cgroup_base(base).log_dir(place.logs.path()).confirm(confirm).build()?;
         Ok(Self { worker, events: Events::new(), command: Command::new(&place.program) })
     }
 }

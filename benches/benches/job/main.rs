@@ -7,19 +7,21 @@
 //! cargo bench -p iron-exec-benches --bench job -- floor unconfirmed  # only the rows with one of these words in their name
 //! ```
 //!
-//! - `floor`: bare system calls, for this one purpose: no table of jobs, no deadlines, no errors that are handled, no session of its own for each job.
+//! - `floor`: bare system calls, for this one purpose: no table of jobs, no deadlines, no errors that are handled. Its processes begin a session each, as jobs do.
 //! - `iron-exec`: a worker as it is by default: `start` comes back when the program was executed. `iron-exec, unconfirmed` is not held up by that, like the floor.
 //! - `tokio + cgroup.procs`: what can be made of tokio on one thread: the parent moves the process, which runs already (and may have ended), into its cgroup. Its lines are
 //!   copied by `lines()` into a `BufWriter`. `tokio, no cgroup` is the same without cgroups.
+//! - `tokio + pre_exec`: the process moves itself, by a hook between fork and exec: it runs nowhere else, but has to be forked.
 //!
-//! All contenders write the same records, by the same encoder. Each column is a host, a fresh process: `5k fds` and `15k fds` have that many descriptors open, opened
-//! after the contenders were built. In it all take turns, round after round. Logs are on a file system in memory where there is one, and are deleted between the turns;
+//! All contenders write the same records, by the same encoder. Each column is a host, a fresh process: `5k fds later` and `15k fds later` have that many descriptors
+//! open, opened after the contenders were built. In it all take turns, round after round. Logs are on a file system in memory where there is one, and are deleted between the turns;
 //! there the bench sees that every job has its line.
 
 use std::process::{Command, ExitCode};
 
 use iron_exec_benches::stage::{Cgroup, Stage};
 use iron_exec_benches::{Pace, Relation, Result, Results, Table, host, program};
+use nix::sys::resource::{Resource, getrlimit};
 
 mod contender;
 mod floor;
@@ -33,7 +35,11 @@ const IN_FLIGHT: [usize; 3] = [1, 64, 512];
 const CPU: &str = "job-cpu";
 const CPU_IN_FLIGHT: usize = 64;
 /// The columns: how many descriptors are open.
-const CONDITIONS: [(&str, usize); 3] = [("plain", 0), ("5k fds", 5_000), ("15k fds", 15_000)];
+const CONDITIONS: [(&str, usize); 3] = [("plain", 0), ("5k fds later", 5_000), (MANY_FDS, 15_000)];
+const MANY_FDS: &str = "15k fds later";
+/// Descriptors of the contenders beside those of their jobs, and the most that a job has.
+const FDS_SPARE: usize = 500;
+const FDS_PER_JOB: usize = 6;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -62,21 +68,21 @@ fn table_id(in_flight: usize) -> String {
     format!("job-{in_flight}")
 }
 
+/// The descriptors of a host that has so many open, and so many jobs in flight.
+fn fds_needed(fds: usize, in_flight: usize) -> usize {
+    fds + FDS_SPARE + FDS_PER_JOB * in_flight
+}
+
+/// For how many in flight the limit of descriptors is enough.
+fn in_flight_possible(fds: usize) -> Result<Vec<usize>> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(IN_FLIGHT.into_iter().filter(|in_flight| fds_needed(fds, *in_flight) as u64 <= hard).collect())
+}
+
 /// Plays every host in turn.
 fn bench() -> Result<()> {
     let pace = Pace::from_args();
     let mut results = Results::begin("job", pace)?;
-    let columns = CONDITIONS.map(|(name, _)| name);
-    let whole = "A whole job (cgroup, log, two pipes, status)";
-    let times = IN_FLIGHT.map(|in_flight| (table_id(in_flight), format!("{whole}, {in_flight} in flight, µs a job")));
-    let cpu = (CPU.to_owned(), format!("CPU time of the host for a whole job, {CPU_IN_FLIGHT} in flight, µs a job"));
-    for (id, title) in times.into_iter().chain([cpu]) {
-        let mut table = Table::new(&id, title, &columns).reference(contender::FLOOR);
-        for row in contender::ROWS {
-            table.row(row);
-        }
-        results.tables.push(table);
-    }
     let stage = Stage::new()?;
     let program = program::write_line(stage.directory.path())?;
     let checked = Command::new(&program).output().map_err(|error| format!("{}: {error}; is TMPDIR mounted noexec?", program.display()))?;
@@ -84,27 +90,58 @@ fn bench() -> Result<()> {
         return Err(format!("the program that is to be started does not work: {checked:?}").into());
     }
     let cgroup = Cgroup::new();
+    results.tables = tables(cgroup.is_ok());
     if let Err(error) = &cgroup {
-        results.notes.push(format!("no cgroups, so that {} runs without and {} not at all: {error}", contender::OURS, contender::PEER));
+        use contender::{FLOOR, HOOKED, OURS, PEER, UNCONFIRMED};
+        results.note(format!(
+            "no cgroups, so that the jobs of \"{FLOOR}\", \"{OURS}\" and \"{UNCONFIRMED}\" go without, there is no \"{PEER}\" and no \"{HOOKED}\", and nothing to hold \
+             the goals against: {error}"
+        ));
     }
-    for (name, _) in CONDITIONS {
+    for (name, fds) in CONDITIONS {
+        let possible = in_flight_possible(fds)?;
+        for in_flight in IN_FLIGHT.into_iter().filter(|in_flight| !possible.contains(in_flight)) {
+            let needed = fds_needed(fds, in_flight);
+            results.note(format!("{name}, {in_flight} in flight: the hard limit of open files is below the {needed} that are needed"));
+        }
+        if possible.is_empty() {
+            continue;
+        }
         let mut host = host::again()?;
         host.args(["host", name]).arg(&program).arg(stage.logs.path());
         host.arg(cgroup.as_ref().map_or("".as_ref(), |cgroup| cgroup.path().as_os_str()));
         host.args(std::env::args().skip(1));
         stage.play(name, &mut host, &mut results)?;
     }
-    goals(&mut results);
+    goals(&mut results, cgroup.is_ok());
     results.end()
 }
 
-fn goals(results: &mut Results) {
+/// All of them, still empty.
+fn tables(has_cgroups: bool) -> Vec<Table> {
+    let columns = CONDITIONS.map(|(name, _)| name);
+    let job = if has_cgroups { "A whole job (cgroup, log, two pipes, status)" } else { "A job without a cgroup (log, two pipes, status)" };
+    let times = IN_FLIGHT.map(|in_flight| (table_id(in_flight), format!("{job}, {in_flight} in flight, µs a job")));
+    let cpu = (CPU.to_owned(), format!("{job}, {CPU_IN_FLIGHT} in flight, µs of the host's CPU time a job"));
+    let table = |(id, title): (String, String)| {
+        let mut table = Table::new(&id, title, &columns).reference(contender::FLOOR);
+        for row in contender::ROWS {
+            table.row(row);
+        }
+        table
+    };
+    times.into_iter().chain([cpu]).map(table).collect()
+}
+
+/// They are about whole jobs: without cgroups nothing is found.
+fn goals(results: &mut Results, has_cgroups: bool) {
     use contender::{FLOOR, OURS, PEER, UNCONFIRMED};
-    let floor = results.ratio("job-64", (UNCONFIRMED, "plain"), (FLOOR, "plain"));
+    let ratio = |results: &Results, of, to| results.ratio("job-64", of, to).filter(|_| has_cgroups);
+    let floor = ratio(results, (UNCONFIRMED, "plain"), (FLOOR, "plain"));
     results.goal(format!("whole job, 64 in flight: time of {UNCONFIRMED}, times the floor's"), Relation::AtMost, 1.25, floor);
-    for (column, bound) in [("plain", 1.5), ("15k fds", 6.0)] {
+    for (column, bound) in [("plain", 1.5), (MANY_FDS, 6.0)] {
         for row in [UNCONFIRMED, OURS] {
-            let peer = results.ratio("job-64", (PEER, column), (row, column));
+            let peer = ratio(results, (PEER, column), (row, column));
             results.goal(format!("whole job, 64 in flight, {column}: time of {PEER}, times that of {row}"), Relation::AtLeast, bound, peer);
         }
     }

@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use iron_exec::OutputStream;
 use iron_exec_benches::Result;
+use iron_exec_benches::floor::std_into_cgroup;
 use nix::libc::ESRCH;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::Command;
@@ -18,33 +19,45 @@ use tokio::task::{JoinSet, LocalSet};
 use crate::contender::{Contender, Place, Records};
 use crate::heat::Heat;
 
+/// How a process gets into its cgroup.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Entry {
+    /// The parent moves it, once it runs.
+    Moved,
+    /// It moves itself, between fork and exec.
+    Hook,
+}
+
 pub(crate) struct Tokio {
     program: PathBuf,
     logs: PathBuf,
-    cgroup: Option<PathBuf>,
+    prefix: String,
+    cgroup: Option<(PathBuf, Entry)>,
     runtime: Runtime,
     /// Jobs of all heats.
     jobs: usize,
 }
 
 impl Tokio {
-    pub(crate) fn new(place: &Place, cgroup: Option<PathBuf>) -> Result<Self> {
+    /// With cgroups if it is told how to enter them.
+    pub(crate) fn new(place: &Place, entry: Option<Entry>) -> Result<Self> {
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(Self { program: place.program.clone(), logs: place.logs.clone(), cgroup, runtime, jobs: 0 })
+        let (program, logs, prefix) = (place.program.clone(), place.logs.path().to_owned(), place.prefix());
+        Ok(Self { program, logs, prefix, cgroup: place.cgroup.clone().zip(entry), runtime, jobs: 0 })
     }
 }
 
 impl Contender for Tokio {
     fn run(&mut self, heat: &mut Heat) -> Result<()> {
-        let Self { program, logs, cgroup, runtime, jobs } = self;
+        let Self { program, logs, prefix, cgroup, runtime, jobs } = self;
         LocalSet::new().block_on(runtime, async {
             let mut running = JoinSet::new();
             loop {
                 while heat.starts_one(running.len()) {
                     *jobs += 1;
-                    let name = format!("job_{jobs}");
+                    let name = format!("{prefix}_{jobs}");
                     let log = logs.join(format!("{name}.log"));
-                    let cgroup = cgroup.as_ref().map(|cgroup| cgroup.join(&name));
+                    let cgroup = cgroup.as_ref().map(|(base, entry)| (base.join(&name), *entry));
                     running.spawn_local(run(program.clone(), log, cgroup));
                 }
                 match running.join_next().await {
@@ -57,23 +70,29 @@ impl Contender for Tokio {
 }
 
 /// One job, from the first to the last.
-async fn run(program: PathBuf, log: PathBuf, cgroup: Option<PathBuf>) -> Result<()> {
+async fn run(program: PathBuf, log: PathBuf, cgroup: Option<(PathBuf, Entry)>) -> Result<()> {
     let log = OpenOptions::new().append(true).create_new(true).open(log)?;
     let log = Rc::new(RefCell::new(Log { file: BufWriter::new(log), records: Records::new(), record: Vec::new() }));
-    if let Some(cgroup) = &cgroup {
-        fs::create_dir(cgroup)?;
-    }
     let mut command = Command::new(program);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    if let Some((cgroup, entry)) = &cgroup {
+        fs::create_dir(cgroup)?;
+        if *entry == Entry::Hook {
+            let procs = OpenOptions::new().write(true).open(cgroup.join("cgroup.procs"))?;
+            std_into_cgroup(command.as_std_mut(), procs.into());
+        }
+    }
     let mut child = command.spawn()?;
-    if let Some((cgroup, pid)) = cgroup.as_ref().zip(child.id()) {
+    // The hook has a descriptor.
+    drop(command);
+    if let (Some((cgroup, Entry::Moved)), Some(pid)) = (&cgroup, child.id()) {
         enter(cgroup, pid)?;
     }
     let (stdout, stderr) = (child.stdout.take().ok_or("no stdout")?, child.stderr.take().ok_or("no stderr")?);
     tokio::try_join!(copy(stdout, OutputStream::Stdout, &log), copy(stderr, OutputStream::Stderr, &log))?;
     log.borrow_mut().file.flush()?;
     let status = child.wait().await?;
-    if let Some(cgroup) = &cgroup {
+    if let Some((cgroup, _)) = &cgroup {
         while let Err(error) = fs::remove_dir(cgroup) {
             if error.kind() != io::ErrorKind::ResourceBusy {
                 return Err(error.into());
