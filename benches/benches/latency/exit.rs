@@ -4,40 +4,50 @@
 //! A process that sleeps is killed, and the clock runs from right before the kill(2) until the waiting code has the end in its hands.
 //!
 //! Jobs have no output and no cgroup here: what is measured is the way from the kernel to the code. A handle waits for the job's being over, the others for its exit; both come
-//! with one turn. The process of the floor begins a session of its own, as every job does; that of the second line, as those of the peers, does not.
+//! with one turn. The process of the floor begins a session of its own, as every job does; that of the second line, as those of the peers, does not. All of them end with the thread
+//! that has started them, whatever becomes of the rest.
 
+use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
-use std::process::{Command as Process, Stdio};
+use std::path::Path;
+use std::process::Stdio;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use iron_exec::calloop::WorkerSource;
 use iron_exec::tokio::AsyncWorker;
 use iron_exec::{Capture, CgroupBase, Command, Event, Events, Handle, JobId, ShutdownMode, Status, Worker};
-use iron_exec_benches::{Result, Results};
+use iron_exec_benches::floor::Floor;
+use iron_exec_benches::{Result, Results, program};
 use mio::unix::SourceFd;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::event::epoll;
-use rustix::process::{PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
+use rustix::process::{WaitId, WaitIdOptions, waitid};
 
-use crate::Way;
+use crate::{TIME_MAX, Way};
 
 /// Fills the table `latency-exit`.
 pub(crate) fn measure(results: &mut Results) -> Result<()> {
+    let directory = tempfile::Builder::new().prefix("iron-exec-bench-").tempdir()?;
+    let idle = program::write_idle(directory.path())?;
+    let way = |name, take: fn(&Path, usize) -> Result<Vec<Duration>>| {
+        let idle = idle.clone();
+        Way::new(name, move |samples| take(&idle, samples))
+    };
     let ways = vec![
-        Way::new("floor", bare_session),
-        Way::new("floor, no session of its own", bare),
-        Way::new("iron-exec", turn),
-        Way::new("iron-exec in an epoll", own_epoll),
-        Way::new("iron-exec in a mio", own_mio),
-        Way::new("iron-exec in calloop", in_calloop),
-        Way::new("iron-exec in tokio, one thread", in_tokio),
-        Way::new("iron-exec in tokio, threads: Handle", in_tokio_threads),
-        Way::new("iron-exec in a thread: Handle", in_threads),
-        Way::new("tokio, one thread", tokio_process),
-        Way::new("tokio, threads", tokio_process_threads),
-        Way::new("async-process", async_process),
+        way("floor", bare_session),
+        way("floor, no session of its own", bare),
+        way("iron-exec", turn),
+        way("iron-exec in an epoll", own_epoll),
+        way("iron-exec in a mio", own_mio),
+        way("iron-exec in calloop", in_calloop),
+        way("iron-exec in tokio, one thread", in_tokio),
+        way("iron-exec in tokio, threads: Handle", in_tokio_threads),
+        way("iron-exec in a thread: Handle", in_threads),
+        way("tokio, one thread", tokio_process),
+        way("tokio, threads", tokio_process_threads),
+        way("async-process", async_process),
     ];
     let pace = results.pace.of((1, 3), (5, 40), (9, 200));
     crate::take_turns(results, "latency-exit", "From the kill of a process to the word of its end; floor: a pidfd in epoll", ways, pace)?;
@@ -47,7 +57,11 @@ pub(crate) fn measure(results: &mut Results) -> Result<()> {
 
 /// Ends a process, once it sleeps; the time at which that began.
 fn end(pid: i32) -> Result<Instant> {
-    while !std::fs::read_to_string(format!("/proc/{pid}/stat"))?.contains("(sleep) S") {
+    let (stat, began) = (format!("/proc/{pid}/stat"), Instant::now());
+    while !fs::read_to_string(&stat)?.contains("(idle) S") {
+        if began.elapsed() > TIME_MAX {
+            return Err(format!("process {pid} does not come to sleep in {TIME_MAX:?}").into());
+        }
         std::thread::yield_now();
     }
     let began = Instant::now();
@@ -55,8 +69,8 @@ fn end(pid: i32) -> Result<Instant> {
     Ok(began)
 }
 
-fn sleeper() -> Command {
-    Command::new("sleep").arg("1000").capture(Capture::Discard)
+fn sleeper(idle: &Path) -> Command {
+    Command::new(idle).capture(Capture::Discard)
 }
 
 fn new_worker() -> Result<Worker> {
@@ -64,8 +78,8 @@ fn new_worker() -> Result<Worker> {
 }
 
 /// Starts a job and ends it; `wait` comes back when it knows. Events of the start are not to be counted.
-fn sample(worker: &mut Worker, wait: impl FnOnce(&mut Worker, JobId) -> Result<()>) -> Result<Duration> {
-    let job = worker.start(sleeper())?;
+fn sample(idle: &Path, worker: &mut Worker, wait: impl FnOnce(&mut Worker, JobId) -> Result<()>) -> Result<Duration> {
+    let job = worker.start(sleeper(idle))?;
     let began = end(worker.query(job)?.pid)?;
     wait(worker, job)?;
     let took = began.elapsed();
@@ -78,40 +92,31 @@ fn has_ended(events: &Events, job: JobId) -> bool {
     events.iter().any(|event| matches!(event, Event::Exited { job: exited, .. } if *exited == job))
 }
 
-fn bare(samples: usize) -> Result<Vec<Duration>> {
-    bare_pidfd(samples, || Process::new("sleep"))
+fn bare(idle: &Path, samples: usize) -> Result<Vec<Duration>> {
+    bare_pidfd(Floor::on_null(idle, &[], 1)?, samples)
 }
 
-fn bare_session(samples: usize) -> Result<Vec<Duration>> {
-    let setsid = || {
-        let mut setsid = Process::new("setsid");
-        setsid.arg("sleep");
-        setsid
-    };
-    bare_pidfd(samples, setsid)
+fn bare_session(idle: &Path, samples: usize) -> Result<Vec<Duration>> {
+    bare_pidfd(Floor::on_null(idle, &[], 1)?.beginning_session(), samples)
 }
 
-fn bare_pidfd(samples: usize, sleep: impl Fn() -> Process) -> Result<Vec<Duration>> {
+fn bare_pidfd(mut floor: Floor, samples: usize) -> Result<Vec<Duration>> {
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 4];
     let one = |_| {
-        let mut child = sleep().arg("1000").stdin(Stdio::null()).spawn()?;
-        let pid = rustix::process::Pid::from_child(&child);
-        let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
-        epoll::add(&epoll, &pidfd, epoll::EventData::new_u64(1), epoll::EventFlags::IN)?;
-        let began = end(pid.as_raw_nonzero().get())?;
+        let child = floor.spawn([None; 3], None)?;
+        epoll::add(&epoll, &child.pidfd, epoll::EventData::new_u64(1), epoll::EventFlags::IN)?;
+        let began = end(child.pid)?;
         epoll::wait(&epoll, &mut events[..], None)?;
-        waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)?;
+        waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED)?;
         let took = began.elapsed();
-        epoll::delete(&epoll, &pidfd)?;
-        // It is reaped already: this only lets go of it.
-        let _ = child.try_wait();
+        epoll::delete(&epoll, &child.pidfd)?;
         Ok(took)
     };
     (0..samples).map(one).collect()
 }
 
-fn turn(samples: usize) -> Result<Vec<Duration>> {
+fn turn(idle: &Path, samples: usize) -> Result<Vec<Duration>> {
     let (mut worker, mut events) = (new_worker()?, Events::new());
     let wait = |worker: &mut Worker, job, events: &mut Events| {
         while !has_ended(events, job) {
@@ -119,10 +124,10 @@ fn turn(samples: usize) -> Result<Vec<Duration>> {
         }
         Ok(())
     };
-    (0..samples).map(|_| sample(&mut worker, |worker, job| wait(worker, job, &mut events))).collect()
+    (0..samples).map(|_| sample(idle, &mut worker, |worker, job| wait(worker, job, &mut events))).collect()
 }
 
-fn own_epoll(samples: usize) -> Result<Vec<Duration>> {
+fn own_epoll(idle: &Path, samples: usize) -> Result<Vec<Duration>> {
     let (mut worker, mut events) = (new_worker()?, Events::new());
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(&epoll, worker.as_fd(), epoll::EventData::new_u64(1), epoll::EventFlags::IN)?;
@@ -134,10 +139,10 @@ fn own_epoll(samples: usize) -> Result<Vec<Duration>> {
         }
         Ok(())
     };
-    (0..samples).map(|_| sample(&mut worker, &mut wait)).collect()
+    (0..samples).map(|_| sample(idle, &mut worker, &mut wait)).collect()
 }
 
-fn own_mio(samples: usize) -> Result<Vec<Duration>> {
+fn own_mio(idle: &Path, samples: usize) -> Result<Vec<Duration>> {
     let (mut worker, mut events) = (new_worker()?, Events::new());
     let mut poll = mio::Poll::new()?;
     let mut ready = mio::Events::with_capacity(16);
@@ -149,10 +154,10 @@ fn own_mio(samples: usize) -> Result<Vec<Duration>> {
         }
         Ok(())
     };
-    (0..samples).map(|_| sample(&mut worker, &mut wait)).collect()
+    (0..samples).map(|_| sample(idle, &mut worker, &mut wait)).collect()
 }
 
-fn in_calloop(samples: usize) -> Result<Vec<Duration>> {
+fn in_calloop(idle: &Path, samples: usize) -> Result<Vec<Duration>> {
     let mut event_loop = calloop::EventLoop::<Option<JobId>>::try_new()?;
     let source = calloop::Dispatcher::new(WorkerSource::new(new_worker()?)?, |event: Event, _: &mut Worker, ended: &mut Option<JobId>| {
         if let Event::Exited { job, .. } = event {
@@ -162,7 +167,7 @@ fn in_calloop(samples: usize) -> Result<Vec<Duration>> {
     event_loop.handle().register_dispatcher(source.clone())?;
     let mut one = || {
         let mut ended = None;
-        let job = source.as_source_mut().worker_mut().start(sleeper())?;
+        let job = source.as_source_mut().worker_mut().start(sleeper(idle))?;
         let pid = source.as_source_ref().worker().query(job)?.pid;
         let began = end(pid)?;
         while ended != Some(job) {
@@ -176,13 +181,13 @@ fn in_calloop(samples: usize) -> Result<Vec<Duration>> {
     (0..samples).map(|_| one()).collect()
 }
 
-fn in_tokio(samples: usize) -> Result<Vec<Duration>> {
+fn in_tokio(idle: &Path, samples: usize) -> Result<Vec<Duration>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut worker = AsyncWorker::new(new_worker()?)?;
         let mut times = Vec::new();
         for _ in 0..samples {
-            let job = worker.start(sleeper()).await?;
+            let job = worker.start(sleeper(idle)).await?;
             let began = end(worker.query(job)?.pid)?;
             while !matches!(worker.next_event().await?, Event::Exited { job: exited, .. } if exited == job) {}
             times.push(began.elapsed());
@@ -193,8 +198,9 @@ fn in_tokio(samples: usize) -> Result<Vec<Duration>> {
     })
 }
 
-fn in_tokio_threads(samples: usize) -> Result<Vec<Duration>> {
+fn in_tokio_threads(idle: &Path, samples: usize) -> Result<Vec<Duration>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let idle = idle.to_owned();
     runtime.block_on(async {
         let mut worker = AsyncWorker::new(new_worker()?)?;
         let handle = worker.handle();
@@ -202,28 +208,29 @@ fn in_tokio_threads(samples: usize) -> Result<Vec<Duration>> {
         let times = tokio::spawn(async move {
             let mut times = Vec::new();
             for _ in 0..samples {
-                let job = handle.start(sleeper()).await?;
+                let job = handle.start(sleeper(&idle)).await?;
                 let (pid, waiting) = (handle.query(job).await?.pid, handle.wait(job));
                 let began = end(pid)?;
                 waiting.await?;
                 times.push(began.elapsed());
                 handle.forget(job).await?;
             }
-            Ok(times)
+            Result::Ok(times)
         });
-        let times = times.await?;
+        // With an error the worker may have a job still, and would go on.
+        let times = times.await??;
         running.await??;
-        times
+        Ok(times)
     })
 }
 
-fn in_threads(samples: usize) -> Result<Vec<Duration>> {
+fn in_threads(idle: &Path, samples: usize) -> Result<Vec<Duration>> {
     let mut worker = new_worker()?;
     let handle = worker.handle();
     let (ended, has_ended) = mpsc::channel();
     let thread = std::thread::spawn(move || ended.send(worker.run()));
     let one = |handle: &Handle| -> Result<Duration> {
-        let job = handle.start(sleeper()).wait()?;
+        let job = handle.start(sleeper(idle)).wait()?;
         let (status, waiting): (Status, _) = (handle.query(job).wait()?, handle.wait(job));
         let began = end(status.pid)?;
         waiting.wait()?;
@@ -238,10 +245,10 @@ fn in_threads(samples: usize) -> Result<Vec<Duration>> {
     times
 }
 
-async fn children(samples: usize) -> Result<Vec<Duration>> {
+async fn children(idle: &Path, samples: usize) -> Result<Vec<Duration>> {
     let mut times = Vec::new();
     for _ in 0..samples {
-        let mut child = tokio::process::Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn()?;
+        let mut child = tokio::process::Command::new(idle).stdin(Stdio::null()).spawn()?;
         let began = end(i32::try_from(child.id().unwrap_or_default())?)?;
         child.wait().await?;
         times.push(began.elapsed());
@@ -249,21 +256,22 @@ async fn children(samples: usize) -> Result<Vec<Duration>> {
     Ok(times)
 }
 
-fn tokio_process(samples: usize) -> Result<Vec<Duration>> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(children(samples))
+fn tokio_process(idle: &Path, samples: usize) -> Result<Vec<Duration>> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(children(idle, samples))
 }
 
-fn tokio_process_threads(samples: usize) -> Result<Vec<Duration>> {
+fn tokio_process_threads(idle: &Path, samples: usize) -> Result<Vec<Duration>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async { tokio::spawn(children(samples)).await? })
+    let idle = idle.to_owned();
+    runtime.block_on(async { tokio::spawn(async move { children(&idle, samples).await }).await? })
 }
 
 /// As its users do: in the loop that comes with it, on this thread.
-fn async_process(samples: usize) -> Result<Vec<Duration>> {
+fn async_process(idle: &Path, samples: usize) -> Result<Vec<Duration>> {
     async_io::block_on(async {
         let mut times = Vec::new();
         for _ in 0..samples {
-            let mut child = async_process::Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn()?;
+            let mut child = async_process::Command::new(idle).stdin(Stdio::null()).spawn()?;
             let began = end(i32::try_from(child.id())?)?;
             child.status().await?;
             times.push(began.elapsed());

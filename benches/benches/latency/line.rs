@@ -10,7 +10,6 @@ use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::rc::Rc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -33,10 +32,10 @@ const LINES_BEFORE: usize = 20;
 
 /// Fills the table `latency-line`.
 pub(crate) fn measure(results: &mut Results) -> Result<()> {
-    let directory = Rc::new(tempfile::Builder::new().prefix("iron-exec-bench-").tempdir()?);
-    let tool = tool::build();
+    let directory = tempfile::Builder::new().prefix("iron-exec-bench-").tempdir()?;
+    let path = directory.path().to_owned();
     // In a directory of its own each: nobody is told of the files of others.
-    let fresh = move || tempfile::tempdir_in(directory.path());
+    let fresh = move || tempfile::tempdir_in(&path);
     let of_host = |follow: fn(&Path, Samples) -> Result<Vec<Duration>>| {
         let fresh = fresh.clone();
         move |samples| {
@@ -61,7 +60,7 @@ pub(crate) fn measure(results: &mut Results) -> Result<()> {
         Way::new("linemux", of_host(linemux)),
         Way::new("tail -F", of_host(tail)),
     ];
-    match tool {
+    match tool::build() {
         Ok(tool) => {
             let fresh = fresh.clone();
             let follow = move |samples| {
@@ -71,7 +70,10 @@ pub(crate) fn measure(results: &mut Results) -> Result<()> {
             };
             ways.push(Way::new("iron-exec logs -f", follow));
         }
-        Err(error) => results.notes.push(format!("latency-line, iron-exec logs -f: {error}")),
+        Err(error) => {
+            results.fail(format!("latency-line, iron-exec logs -f: {error}"));
+            ways.push(Way::missing("iron-exec logs -f"));
+        }
     }
     let pace = results.pace.of((1, 3), (3, 50), (7, 200));
     crate::take_turns(results, "latency-line", "From a job's line to its follower; floor: inotify and read(2)", ways, pace)?;
@@ -132,6 +134,9 @@ fn start_host(log_dir: &Path) -> Result<(Ours, PathBuf)> {
     let mut host = Ours(again()?.arg("host").arg(log_dir).spawn()?);
     let mut log = String::new();
     BufReader::new(host.0.stdout.take().ok_or("no stdout")?).read_line(&mut log)?;
+    if log.is_empty() {
+        return Err("the host has ended before it has said where its log is".into());
+    }
     Ok((host, log.trim_end().into()))
 }
 

@@ -7,36 +7,64 @@
 //! ```
 //!
 //! All ways take turns, round after round, and nobody always comes after the same one. A figure is the median over the rounds of that percentile within a round.
+//! Each turn is in a thread of its own, and has a deadline: whatever it waits for in vain, the benchmark goes on without that way, says so, and takes away what is left.
 //! What is measured, and from when to when: `exit.rs`, `line.rs`, `tree.rs`.
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use iron_exec_benches::results::percentile;
-use iron_exec_benches::{Pace, Relation, Result, Results, Table};
+use iron_exec_benches::{Pace, Relation, Result, Results, Table, turns};
 
 mod exit;
 mod line;
 mod tree;
 
-/// Somebody who is never told is stuck: the benchmark ends then, and with it all that it has started.
-const TIME_MAX: Duration = Duration::from_mins(10);
+/// A way that has not taken its samples after this is stuck.
+const TURN_TIME_MAX: Duration = Duration::from_mins(2);
+/// What a moment is enough for, and has not happened after this, does not happen any more.
+const TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Takes so many samples.
+type Take = dyn Fn(usize) -> Result<Vec<Duration>> + Send + Sync;
 
 /// One way to wait.
 struct Way {
     name: &'static str,
-    /// Takes so many samples.
-    take: Box<dyn Fn(usize) -> Result<Vec<Duration>>>,
+    /// `None` if it cannot be had here, or has failed.
+    take: Option<Arc<Take>>,
 }
 
 impl Way {
-    fn new(name: &'static str, take: impl Fn(usize) -> Result<Vec<Duration>> + 'static) -> Self {
-        Self { name, take: Box::new(take) }
+    fn new(name: &'static str, take: impl Fn(usize) -> Result<Vec<Duration>> + Send + Sync + 'static) -> Self {
+        Self { name, take: Some(Arc::new(take)) }
     }
 
-    /// Whether it is one without which the benchmark says nothing.
+    /// One that cannot be had here.
+    fn missing(name: &'static str) -> Self {
+        Self { name, take: None }
+    }
+
+    /// Whether it is one that must not fail.
     fn is_ours(&self) -> bool {
-        self.name.starts_with("iron-exec") || self.name == "floor"
+        self.name.starts_with("iron-exec") || self.name.starts_with("floor")
+    }
+
+    /// Has its turn, in a thread of its own: the programs that it starts end with that.
+    fn turn(&self, samples: usize) -> Option<Result<Vec<Duration>>> {
+        let take = Arc::clone(self.take.as_ref()?);
+        let (sender, taken) = mpsc::channel();
+        let thread = std::thread::spawn(move || sender.send(take(samples)));
+        let taken = match taken.recv_timeout(TURN_TIME_MAX) {
+            Err(RecvTimeoutError::Timeout) => return Some(Err(format!("{samples} samples are not there after {TURN_TIME_MAX:?}").into())),
+            Err(RecvTimeoutError::Disconnected) => Err("it has panicked".into()),
+            Ok(taken) => taken,
+        };
+        // It is at its end.
+        let _ = thread.join();
+        Some(taken)
     }
 }
 
@@ -59,11 +87,6 @@ fn main() -> ExitCode {
 }
 
 fn bench(args: &[&str]) -> Result<()> {
-    std::thread::spawn(|| {
-        std::thread::sleep(TIME_MAX);
-        eprintln!("it takes longer than {TIME_MAX:?}: somebody is stuck");
-        std::process::exit(1);
-    });
     let pace = Pace::from_args();
     let parts: Vec<&str> = args.iter().copied().filter(|arg| !arg.starts_with('-')).collect();
     let asked = |part| parts.is_empty() || parts.contains(&part);
@@ -81,30 +104,30 @@ fn bench(args: &[&str]) -> Result<()> {
 }
 
 /// Fills a table: so many rounds of so many samples of each way.
-fn take_turns(results: &mut Results, id: &str, title: &str, ways: Vec<Way>, (rounds, samples): (usize, usize)) -> Result<()> {
+fn take_turns(results: &mut Results, id: &str, title: &str, mut ways: Vec<Way>, (rounds, samples): (usize, usize)) -> Result<()> {
     let mut table = Table::new(id, format!("{title}, µs; {samples} samples a round"), &["p50", "p99"]).reference("floor");
-    let mut ways: Vec<Option<Way>> = ways.into_iter().map(Some).collect();
-    for way in ways.iter().flatten() {
+    for way in &ways {
         table.row(way.name);
     }
-    let count = ways.len();
     for round in 0..rounds {
-        for turn in 0..count {
-            // Back and forth, from another one each time.
-            let turn = if round % 2 == 0 { turn } else { count - 1 - turn };
-            let place = &mut ways[(round + turn) % count];
-            let Some(way) = place else { continue };
-            match (way.take)(samples) {
-                Ok(times) => {
+        for turn in turns(ways.len(), round) {
+            let way = &mut ways[turn];
+            match way.turn(samples) {
+                None => {}
+                Some(Ok(times)) => {
                     let times: Vec<f64> = times.iter().map(|time| time.as_secs_f64() * 1e6).collect();
                     for (column, percent) in [("p50", 50), ("p99", 99)] {
                         table.add(way.name, column, percentile(&times, percent).ok_or("nothing was sampled")?);
                     }
                 }
-                Err(error) if way.is_ours() => return Err(format!("{id}, {}: {error}", way.name).into()),
-                Err(error) => {
-                    results.notes.push(format!("{id}, {}: {error}", way.name));
-                    *place = None;
+                Some(Err(error)) => {
+                    let what = format!("{id}, {}: {error}", way.name);
+                    if way.is_ours() {
+                        results.fail(what)
+                    } else {
+                        results.note(what)
+                    }
+                    way.take = None;
                 }
             }
         }

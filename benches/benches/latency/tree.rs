@@ -1,57 +1,78 @@
 //! How long it takes from the word that a job is to end until nothing of it is left: its whole process tree, and its cgroup.
 //!
 //! The job is a shell with three children that sleep. All of it sleeps for a while before the clock runs: the kernel tells of changes in a cgroup at most every 10 ms.
+//! The shell waits for the end of a pipe that this process has in hand, and its children end with it: nothing outlives the benchmark.
 //!
 //! Tokio knows of the one process that it has started. What its users do for a tree is done here: a process group, killed as one; then the wait for the child,
 //! and then looks, with sleeps of a millisecond in between, whether the group has gone. (What has left the group is not even noticed.) The process is the reaper of its
 //! orphans for that: the machine's init may take its time.
 
 use std::fs::{self, File};
+use std::io::{self, PipeReader};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command as Process, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use iron_exec::{Capture, Command, Event, Events, Worker};
-use iron_exec_benches::{Result, Results};
+use iron_exec::{Capture, CgroupBase, Command, Event, Events, Worker};
+use iron_exec_benches::floor::Floor;
+use iron_exec_benches::stage::Cgroup;
+use iron_exec_benches::{Result, Results, program};
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{WaitId, WaitIdOptions, waitid};
 
-use crate::Way;
+use crate::{TIME_MAX, Way};
 
-/// The job.
-const TREE: &str = "sleep 1000 & sleep 1000 & sleep 1000 & wait";
+const SHELL: &str = "/bin/sh";
+/// The job: `$0` is a program that sleeps, and ends with the shell.
+const TREE: &str = "\"$0\" & \"$0\" & \"$0\" & read end";
 const CHILDREN: usize = 3;
-/// The same, once it has put itself into the cgroup that is its first argument.
-const TREE_IN_CGROUP: &str = "echo 0 > \"$0/cgroup.procs\"; sleep 1000 & sleep 1000 & sleep 1000 & wait";
 /// How long it sleeps before it is stopped.
 const SETTLE_TIME: Duration = Duration::from_millis(20);
-/// What takes longer is stuck.
-const TIME_MAX: Duration = Duration::from_secs(10);
 /// How often somebody looks who is not told.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 
+/// What all jobs are made of.
+struct Tree {
+    /// What sleeps.
+    idle: PathBuf,
+    /// What the shells wait for the end of.
+    stdin: PipeReader,
+}
+
 /// Fills the table `latency-stop`.
 pub(crate) fn measure(results: &mut Results) -> Result<()> {
-    let mut ways = vec![Way::new("tokio", tokio_group)];
     let directory = tempfile::Builder::new().prefix("iron-exec-bench-").tempdir()?;
-    let worker = Worker::builder().log_dir(directory.path()).build()?;
-    if let Some(cgroups) = &worker.capabilities().cgroup {
-        // Beside that of the workers, which is gone when there is none.
-        let base = cgroups.base.parent().unwrap_or(&cgroups.mount).to_owned();
-        ways.insert(0, Way::new("floor", move |samples| floor(&base, samples)));
-        ways.insert(1, Way::new("iron-exec", move |samples| iron_exec(directory.path(), samples)));
-    } else {
-        let why = worker.capabilities().cgroup_missing.as_deref().unwrap_or("unknown");
-        results.notes.push(format!("latency-stop: floor and iron-exec need cgroups: {why}"));
+    let (stdin, _life) = io::pipe()?;
+    let tree = Arc::new(Tree { idle: program::write_idle(directory.path())?, stdin });
+    let way = |name, take: fn(&Tree, usize) -> Result<Vec<Duration>>| {
+        let tree = Arc::clone(&tree);
+        Way::new(name, move |samples| take(&tree, samples))
+    };
+    let in_cgroup = |name, base: &Path, take: fn(&Tree, &Path, usize) -> Result<Vec<Duration>>| {
+        let (tree, base) = (Arc::clone(&tree), base.to_owned());
+        Way::new(name, move |samples| take(&tree, &base, samples))
+    };
+    let cgroup = cgroup();
+    let mut ways = match &cgroup {
+        Ok(cgroup) => vec![in_cgroup("floor", cgroup.path(), floor), in_cgroup("iron-exec", cgroup.path(), iron_exec)],
+        Err(error) => {
+            results.note(format!("latency-stop: floor and iron-exec need cgroups: {error}"));
+            vec![Way::missing("floor"), Way::missing("iron-exec")]
+        }
+    };
+    ways.push(way("tokio", tokio_group));
+    if !Path::new("/proc/thread-self/children").exists() {
+        results.note("latency-stop: not measured: the kernel does not tell who is whose child (CONFIG_PROC_CHILDREN)");
+        ways = ways.into_iter().map(|way| Way::missing(way.name)).collect();
     }
-    drop(worker);
-    let pace = results.pace.of((1, 3), (3, 20), (5, 100));
+    let pace = results.pace.of((1, 3), (3, 20), (5, 200));
     crate::take_turns(
         results,
         "latency-stop",
@@ -61,62 +82,45 @@ pub(crate) fn measure(results: &mut Results) -> Result<()> {
     )
 }
 
+/// One for the cgroups of all jobs, which can be killed as one.
+fn cgroup() -> Result<Cgroup> {
+    let cgroup = Cgroup::new()?;
+    if cgroup.path().join("cgroup.kill").exists() { Ok(cgroup) } else { Err("there is no cgroup.kill, which Linux 5.14 has".into()) }
+}
+
 /// Waits until all of the tree sleeps, and a while longer.
 fn settle(shell: i32) -> Result<()> {
     let began = Instant::now();
     loop {
         // In /proc of the shell, its one thread.
         let children = fs::read_to_string(format!("/proc/{shell}/task/{shell}/children"))?;
-        let sleep = |pid: &str| fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains("(sleep) S"));
+        let sleep = |pid: &str| fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains("(idle) S"));
         if children.split_whitespace().filter(|pid| sleep(pid)).count() == CHILDREN {
             std::thread::sleep(SETTLE_TIME);
             return Ok(());
         }
         if began.elapsed() > TIME_MAX {
-            return Err("the tree does not come to be".into());
+            return Err(format!("the tree does not come to sleep in {TIME_MAX:?}").into());
         }
         std::thread::yield_now();
     }
 }
 
-/// A cgroup that does not outlive its time.
-struct Cgroup {
-    path: PathBuf,
-    is_there: bool,
-}
-
-impl Cgroup {
-    fn make(base: &Path) -> Result<Self> {
-        let path = base.join(format!("bench-latency-{}", std::process::id()));
-        fs::create_dir(&path)?;
-        Ok(Self { path, is_there: true })
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        let began = Instant::now();
-        while self.is_there && began.elapsed() < TIME_MAX {
-            // Those that are killed are gone a moment later.
-            let _ = fs::write(self.path.join("cgroup.kill"), "1");
-            self.is_there = fs::remove_dir(&self.path).is_err() && self.path.exists();
-        }
-    }
-}
-
 /// The system calls that it takes, and nothing else.
-fn floor(base: &Path, samples: usize) -> Result<Vec<Duration>> {
+fn floor(tree: &Tree, base: &Path, samples: usize) -> Result<Vec<Duration>> {
+    let idle = tree.idle.to_str().ok_or("the path of the program is not UTF-8")?;
+    // A session of its own, as every job has.
+    let mut floor = Floor::new(SHELL.as_ref(), &["-c", TREE, idle], 1)?.beginning_session();
+    let path = base.join("floor");
     let one = |_| {
-        let mut cgroup = Cgroup::make(base)?;
-        let events = File::open(cgroup.path.join("cgroup.events"))?;
-        // A session of its own, as every job has.
-        let mut shell = Process::new("setsid");
-        let mut shell = shell.args(["sh", "-c", TREE_IN_CGROUP]).arg(&cgroup.path).stdin(Stdio::null()).spawn()?;
-        settle(i32::try_from(shell.id())?)?;
+        fs::create_dir(&path)?;
+        let (cgroup, events) = (File::open(&path)?, File::open(path.join("cgroup.events"))?);
+        let shell = floor.spawn([Some(tree.stdin.as_fd()), None, None], Some(cgroup.as_fd()))?;
+        settle(shell.pid)?;
         let mut told = [0; 256];
         events.read_at(&mut told, 0)?;
         let began = Instant::now();
-        fs::write(cgroup.path.join("cgroup.kill"), "1")?;
+        fs::write(path.join("cgroup.kill"), "1")?;
         loop {
             poll(&mut [PollFd::from_borrowed_fd(events.as_fd(), PollFlags::PRI)], None)?;
             let count = events.read_at(&mut told, 0)?;
@@ -124,27 +128,27 @@ fn floor(base: &Path, samples: usize) -> Result<Vec<Duration>> {
                 break;
             }
         }
-        shell.wait()?;
-        fs::remove_dir(&cgroup.path)?;
-        let took = began.elapsed();
-        cgroup.is_there = false;
-        Ok(took)
+        waitid(WaitId::PidFd(shell.pidfd.as_fd()), WaitIdOptions::EXITED)?;
+        fs::remove_dir(&path)?;
+        Ok(began.elapsed())
     };
     (0..samples).map(one).collect()
 }
 
-fn iron_exec(log_dir: &Path, samples: usize) -> Result<Vec<Duration>> {
-    let mut worker = Worker::builder().log_dir(log_dir).build()?;
+fn iron_exec(tree: &Tree, base: &Path, samples: usize) -> Result<Vec<Duration>> {
+    let base = CgroupBase::Path(base.to_owned());
+    let mut worker = Worker::builder().log_dir(std::env::temp_dir()).cgroup_base(base).build()?;
     let mut events = Events::new();
     let mut one = || {
-        let job = worker.start(Command::shell(TREE).capture(Capture::Discard))?;
+        let shell = Command::new(SHELL).args(["-c", TREE]).arg(&tree.idle);
+        let job = worker.start(shell.stdin_file(tree.stdin.try_clone()?).capture(Capture::Discard))?;
         settle(worker.query(job)?.pid)?;
         // What the start had to tell is not to be counted.
         worker.turn(&mut events, Some(Duration::ZERO))?;
         let began = Instant::now();
         worker.stop(job)?;
         while !events.iter().any(|event| matches!(event, Event::Finished { .. })) {
-            worker.turn(&mut events, Some(TIME_MAX))?;
+            worker.turn(&mut events, None)?;
         }
         let took = began.elapsed();
         let status = worker.query(job)?;
@@ -167,12 +171,14 @@ impl Drop for Group {
     }
 }
 
-fn tokio_group(samples: usize) -> Result<Vec<Duration>> {
+fn tokio_group(tree: &Tree, samples: usize) -> Result<Vec<Duration>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     prctl::set_child_subreaper(true)?;
-    let times = tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+    let times = runtime.block_on(async {
         let mut times = Vec::new();
         for _ in 0..samples {
-            let mut shell = tokio::process::Command::new("sh").args(["-c", TREE]).stdin(Stdio::null()).process_group(0).spawn()?;
+            let mut shell = tokio::process::Command::new(SHELL);
+            let mut shell = shell.args(["-c", TREE]).arg(&tree.idle).stdin(tree.stdin.try_clone()?).process_group(0).spawn()?;
             let group = Group(Pid::from_raw(i32::try_from(shell.id().unwrap_or_default())?));
             settle(group.0.as_raw())?;
             let began = Instant::now();
