@@ -8,16 +8,13 @@
 //! - `fanin`: how fast the lines of thousands of jobs get into their logs when they all write at once.
 //! - `framing`: how fast output is cut into lines, and records are written and read.
 //! - `job`: what a whole job costs, with a cgroup, a log, two pipes and a status, beside the floor and what can be made of tokio.
-//! - `latency`: how long it takes from the end of a process until the code that waits for it knows, in every way that a worker can be embedded.
-//! - `logs`: how fast the output of one job gets into its log, and at what cost, beside read and write, `cat`, tokio and conmon.
 //! - `latency`: how long it takes until somebody knows: of a process's end, in every way that a worker can be embedded; of a line in a log; of a stopped job's tree
 //!   being gone.
-//! - `spawn`: what it costs to start a tiny program and to reap it, and how long the caller is held up meanwhile, beside posix_spawn, std and
-//!   tokio, under conditions that hosts live in: many descriptors, much memory, busy CPUs.
-//!
-//! The binary `suite` runs all of them, and writes what they found into `RESULTS.md` and `plots`.
+//! - `logs`: how fast the output of one job gets into its log, and at what cost, beside read and write, `cat`, tokio and conmon.
 //! - `spawn`: what it costs to start a tiny program and to reap it, and how long the caller is held up meanwhile, beside the floor, posix_spawn, std,
 //!   tokio and async-process, under conditions that hosts live in: many descriptors, much memory, busy CPUs.
+//!
+//! The binary `suite` runs all of them, and writes what they found into `RESULTS.md` and `plots`.
 
 pub mod disk;
 pub mod floor;
