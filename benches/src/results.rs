@@ -156,7 +156,7 @@ impl Results {
     }
 
     fn save(&self, directory: &Path) -> Result<()> {
-        let path = directory.join(format!("{}.json", self.bench));
+        let path = path(directory, &self.bench);
         let text = serde_json::to_string_pretty(self)? + "\n";
         let write = || fs::create_dir_all(directory).and_then(|()| fs::write(&path, text));
         write().map_err(|error| named(&path, &error))
@@ -167,7 +167,7 @@ impl Results {
     /// # Errors
     /// If it cannot be read or is not of this version.
     pub fn load(directory: &Path, bench: &str) -> Result<Option<Self>> {
-        let path = directory.join(format!("{bench}.json"));
+        let path = path(directory, bench);
         match fs::read_to_string(&path) {
             Ok(text) => Ok(Some(serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -195,9 +195,15 @@ impl Results {
     }
 }
 
-/// Where [`Results::end`] keeps what it found.
+/// Where [`Results::end`] keeps what it found: in cargo's target directory, also in another one if `CARGO_TARGET_DIR` is its whole path.
 pub fn directory() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench-results")
+    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from).filter(|target| target.is_absolute());
+    target.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target")).join("bench-results")
+}
+
+/// The file in that directory of that benchmark.
+pub fn path(directory: &Path, bench: &str) -> PathBuf {
+    directory.join(format!("{bench}.json"))
 }
 
 fn named(path: &Path, error: &io::Error) -> Error {

@@ -229,7 +229,10 @@ impl LinePanel {
             Label::new(text, FAINT).size(SMALL_SIZE).middle().at(area, (at, last + 15))?;
         }
         area.draw(&PathElement::new(vec![(inner.0, last), (inner.1, last)], FAINT.stroke_width(1)))?;
-        Label::new(&self.x.label, INK).size(SMALL_SIZE).middle().at(area, (i32::midpoint(inner.0, inner.1), last + 36))?;
+        // It may be longer than its axis, but not than its panel.
+        let half = width(&self.x.label, SMALL_SIZE) / 2;
+        let middle = i32::midpoint(inner.0, inner.1).min(right - half).max(left + half);
+        Label::new(&self.x.label, INK).size(SMALL_SIZE).middle().at(area, (middle, last + 36))?;
 
         let colours = colours(&self.lines);
         let mut labels = Vec::new();

@@ -7,6 +7,8 @@
 //! cargo run --release -p iron-exec-benches --bin suite -- --render       # only writes the report, of what was kept
 //! ```
 
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -102,6 +104,12 @@ fn run<'a>(benches: &[&'a str], is_quick: bool, kept: &Path) -> Result<Vec<&'a s
     let mut failed = Vec::new();
     for bench in benches {
         eprintln!("\nsuite: {bench}");
+        // What an older run has found is not to stand for what this one does not find.
+        let old = results::path(&kept, bench);
+        match fs::remove_file(&old) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(format!("{}: {error}", old.display()).into()),
+            _ => {}
+        }
         let status = cargo(&[bench], if is_quick { &["--", "--quick"] } else { &[] })?;
         if !status.success() {
             eprintln!("suite: {bench} failed: {status}");

@@ -4,17 +4,20 @@ use std::fmt::Write;
 
 use iron_exec_benches::{Result, Results, Table, results};
 
-/// One bench's tables and notes.
+/// One bench's tables, failures and notes.
 pub(crate) fn section(results: &Results) -> String {
     let mut text = format!("<sub>{} UTC. {}</sub>\n", began(results), results.machine.text());
     for part in results.tables.iter().map(table) {
         let _ = write!(text, "\n{part}");
     }
-    if !results.notes.is_empty() {
+    if !results.failures.is_empty() || !results.notes.is_empty() {
         text.push('\n');
-        for note in &results.notes {
-            let _ = writeln!(text, "- {}", escaped(note));
-        }
+    }
+    for failure in &results.failures {
+        let _ = writeln!(text, "- **FAILED: {}**", escaped(failure));
+    }
+    for note in &results.notes {
+        let _ = writeln!(text, "- {}", escaped(note));
     }
     text
 }

@@ -44,7 +44,7 @@ struct LinePart {
     x: &'static str,
     y: &'static str,
     figures: Figures,
-    /// Whether all rows of ours are drawn, or only the default one.
+    /// Whether all rows of ours are drawn, or only that of the best rung, unconfirmed and [`CONFIRMED`].
     has_all: bool,
     /// What stands before the names of its rows.
     prefix: &'static str,
@@ -58,7 +58,10 @@ enum Figures {
     PerSecond,
 }
 
-const FDS: &[(&str, &str)] = &[("plain", "few open fds"), ("5k fds", "5,000 open fds"), ("15k fds", "15,000 open fds")];
+/// The row of iron-exec that waits in `start` until the program is executed, as it does by default and the peers do.
+const CONFIRMED: &str = "iron-exec, confirmed";
+
+const FDS: &[(&str, &str)] = &[("plain", "few open fds"), ("5k fds later", "5,000 opened later"), ("15k fds later", "15,000 opened later")];
 
 const BUSY: &[(&str, &str)] = &[("busy p50", "p50"), ("busy p99", "p99"), ("busy max", "maximum")];
 
@@ -81,8 +84,8 @@ const fn latency(table: &'static str, title: &'static str) -> BarPart {
 const SPAWN: LinePart = LinePart {
     table: "spawn-64",
     title: "The more files the host has open",
-    points: &[(10.0, "10", "plain"), (5_000.0, "5,000", "5k fds later"), (15_000.0, "15,000", "15k fds later")],
-    x: "open file descriptors of the host",
+    points: &[(0.0, "0", "plain"), (5_000.0, "5,000", "5k fds later"), (15_000.0, "15,000", "15k fds later")],
+    x: "file descriptors opened after the worker was built",
     y: "programs a second",
     figures: Figures::PerSecond,
     has_all: false,
@@ -217,6 +220,9 @@ fn bars(part: &BarPart, table: &Table) -> Found<Bars> {
         axis: Axis { label: part.unit.unwrap_or(title).to_owned(), is_log: part.is_log },
         bars: names.iter().map(|row| cell(row, column)).collect(),
     };
+    if let Some((missing, _)) = part.columns.iter().find(|(column, _)| !table.columns.iter().any(|known| known == column)) {
+        return Err(format!("the table {} has no column {missing}", table.id));
+    }
     let panels: Vec<BarPanel> = match part.columns {
         [] => table.columns.iter().map(|column| panel((column, column))).collect(),
         columns => columns.iter().copied().map(panel).collect(),
@@ -228,9 +234,10 @@ fn bars(part: &BarPart, table: &Table) -> Found<Bars> {
 }
 
 fn lines(part: &LinePart, table: &Table) -> Found<LinePanel> {
-    // Of ours the one that is the default.
+    // Of ours the rung that is the default.
     let ours = ["iron-exec", "iron-exec detached"].into_iter().find(|ours| table.rows.iter().any(|row| row.name == *ours));
-    let is_drawn = |name: &str| !is_other_floor(name) && (part.has_all || ours == Some(name) || !name.starts_with("iron-exec"));
+    let is_drawn =
+        |name: &str| !is_other_floor(name) && (part.has_all || ours == Some(name) || name == CONFIRMED || !name.starts_with("iron-exec"));
     let rows: Vec<&str> = table.rows.iter().map(|row| row.name.as_str()).filter(|name| is_drawn(name)).collect();
     // A machine may have too little memory for a host, or too few descriptors.
     let is_measured = |column: &str| rows.iter().any(|row| table.median(row, column).is_some());
@@ -279,6 +286,7 @@ mod tests {
             table.add("floor", column, 50.0);
             table.add("iron-exec detached", column, 60.0);
             table.add("iron-exec fork", column, 600.0);
+            table.add("iron-exec, confirmed", column, 70.0);
         }
         table.add("tokio", "plain", 100.0);
         results.tables.push(table);
@@ -288,10 +296,17 @@ mod tests {
     #[test]
     fn the_headline_has_ours_and_the_peers() {
         let svg = figure(&PLOTS[0], &[spawn()]).unwrap().svg().unwrap();
-        for text in ["iron-exec", "floor", "tokio", "15,000", "4 GiB"] {
+        for text in ["iron-exec", "iron-exec, confirmed", "floor", "tokio", "15,000", "4 GiB"] {
             assert!(svg.contains(&format!("\n{text}\n")), "{text} is missing in {svg}");
         }
         assert!(!svg.contains("fork"), "{svg}");
+    }
+
+    #[test]
+    fn a_plot_without_one_of_its_columns_says_so() {
+        let mut results = Results::begin("spawn", Pace::Full).unwrap();
+        results.tables.push(Table::new("stall", "µs", &["busy p50", "busy max"]));
+        assert_eq!(figure(&PLOTS[1], &[results]).unwrap_err(), "the table stall has no column busy p99");
     }
 
     #[test]

@@ -71,6 +71,8 @@ mod tests {
         let mut table = Table::new("t", "µs", &["all"]);
         table.add("iron-exec", "all", 3.0);
         results.tables.push(table);
+        results.note("a peer is missing");
+        results.fail("a row is");
         results.goal("speed", Relation::AtMost, 2.0, Some(3.0));
         results.goal("ease", Relation::AtMost, 2.0, None);
         results
@@ -81,7 +83,10 @@ mod tests {
         let text = "A\n<!-- begin: spawn -->\nold\n<!-- end: spawn -->\nB\n<!-- begin: job -->\nkept\n<!-- end: job -->\nC\n";
         let (rendered, warnings) = rendered(text, &[results("spawn"), results("logs")]).unwrap();
         assert!(rendered.starts_with("A\n<!-- begin: spawn -->\n<sub>2026-11-23 03:26 UTC. Linux "), "{rendered}");
-        assert!(rendered.contains("| **iron-exec** | 3.00 |\n<!-- end: spawn -->\nB\n"), "{rendered}");
+        assert!(
+            rendered.contains("| **iron-exec** | 3.00 |\n\n- **FAILED: a row is**\n- a peer is missing\n<!-- end: spawn -->\nB\n"),
+            "{rendered}"
+        );
         assert!(rendered.ends_with("B\n<!-- begin: job -->\nkept\n<!-- end: job -->\nC\n"), "{rendered}");
         assert_eq!(
             warnings,
