@@ -9,7 +9,7 @@
 //! The CPU time is that of the tool and of all that it has started.
 //!
 //! They do not do the same, and that is what is to be seen: `iron-exec` keeps apart what the commands write, in a log for each (which it deletes when the command was successful),
-//! and gives each a cgroup; GNU parallel keeps their output apart, too; xargs does none of it. `iron-exec, no logs` (`--capture discard`) is what comes next to xargs. `xargs, no shell` starts
+//! and gives each a cgroup where there are any; GNU parallel keeps their output apart, too; xargs does none of it. `iron-exec, no logs` (`--capture discard`) is what comes next to xargs. `xargs, no shell` starts
 //! /bin/true itself, which is another program than a shell, and a slower one to start than some.
 
 use std::fs::{self, File};
@@ -18,7 +18,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use iron_exec_benches::{Pace, Result, Results, Table, tool};
+use iron_exec::Worker;
+use iron_exec_benches::{Pace, Result, Results, Table, tool, turns};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 
@@ -30,6 +31,9 @@ const SOME: usize = 5;
 /// Of one that takes several times as long.
 const FEW: usize = 10;
 
+/// Lines of stderr that are shown of one that fails.
+const COMPLAINTS_MAX: usize = 10;
+
 /// One that runs commands.
 struct Contender {
     name: &'static str,
@@ -38,6 +42,7 @@ struct Contender {
     args: &'static [&'static str],
     /// Which part of the commands it is given: one divided by this.
     part: usize,
+    has_failed: bool,
 }
 
 fn main() -> ExitCode {
@@ -64,39 +69,48 @@ fn bench() -> Result<()> {
     let few_at_a_time = AT_A_TIME_PER_CPU * std::thread::available_parallelism()?.get();
     // With few at a time it takes longer: then there are fewer of them.
     let widths = [(few_at_a_time, commands / SOME, [columns[0], columns[1]]), (AT_A_TIME, commands, [columns[2], columns[3]])];
-    for _ in 0..rounds {
-        // Nobody is always the first, or always comes after the same one.
-        contenders.rotate_left(1);
-        contenders.reverse();
+    for round in 0..rounds {
         for (at_a_time, commands_max, [wall, cpu]) in widths {
-            for contender in &contenders {
+            for turn in turns(contenders.len(), round) {
+                let contender = &mut contenders[turn];
+                if contender.has_failed {
+                    continue;
+                }
                 let commands = (commands / contender.part).min(commands_max).max(1);
-                let cost = contender.run(at_a_time, commands, directory.path()).map_err(|error| format!("{}: {error}", contender.name))?;
-                table.add(contender.name, wall, cost.wall.as_secs_f64() * 1e3 / float(commands));
-                table.add(contender.name, cpu, cost.cpu.as_secs_f64() * 1e3 / float(commands));
+                match contender.run(at_a_time, commands, directory.path()) {
+                    Ok(cost) => {
+                        table.add(contender.name, wall, cost.wall.as_secs_f64() * 1e3 / float(commands));
+                        table.add(contender.name, cpu, cost.cpu.as_secs_f64() * 1e3 / float(commands));
+                    }
+                    Err(error) => {
+                        contender.has_failed = true;
+                        let what = format!("{}, {at_a_time} at a time: {error}", contender.name);
+                        if contender.is_ours() { results.fail(what) } else { results.note(what) }
+                    }
+                }
             }
         }
     }
     results.tables.push(table);
     let (some, few) = (commands / SOME, commands / FEW);
-    results
-        .notes
-        .push(format!("batch: {commands} commands a round, {some} with 2 a CPU, without logs or without a shell, {few} of parallel"));
+    results.note(format!("{commands} commands a round; {some} with 2 a CPU, without logs or without a shell"));
+    results.note(format!(
+        "parallel runs {few} commands, for it takes several times as long; its start-up is in its figures, shared by so few"
+    ));
+    if let Some(why) = &Worker::builder().log_dir(directory.path()).build()?.capabilities().cgroup_missing {
+        results.note(format!("the commands of iron-exec had no cgroups: {why}"));
+    }
     results.end()
 }
 
 fn contenders(results: &mut Results) -> Result<Vec<Contender>> {
     let iron_exec = tool::build()?;
-    let peer = |name, program: &str, args, part| Contender { name, program: program.into(), args, part };
+    let contender = |name, program: &Path, args, part| Contender { name, program: program.to_owned(), args, part, has_failed: false };
     let mut contenders = vec![
-        Contender { name: "iron-exec", program: iron_exec.clone(), args: &["batch", "--jobs", "{}", "--log-dir", "."], part: 1 },
-        Contender {
-            name: "iron-exec, no logs",
-            program: iron_exec,
-            args: &["batch", "--jobs", "{}", "--log-dir", ".", "--capture", "discard"],
-            part: SOME,
-        },
+        contender("iron-exec", &iron_exec, &["batch", "--jobs", "{}", "--log-dir", "."], 1),
+        contender("iron-exec, no logs", &iron_exec, &["batch", "--jobs", "{}", "--log-dir", ".", "--capture", "discard"], SOME),
     ];
+    let peer = |name, program: &str, args, part| contender(name, program.as_ref(), args, part);
     let peers = [
         // Each line takes the place of the `%`.
         (peer("xargs", "xargs", &["-P", "{}", "-I", "%", "sh", "-c", "%"], 1), "xargs (GNU findutils)"),
@@ -105,10 +119,13 @@ fn contenders(results: &mut Results) -> Result<Vec<Contender>> {
     ];
     for (peer, version) in peers {
         match Command::new(&peer.program).arg("--version").stdin(Stdio::null()).output() {
-            Ok(said) if said.stdout.starts_with(version.as_bytes()) => contenders.push(peer),
-            Ok(_) => results.notes.push(format!("{}: what is installed is not {version}", peer.name)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => results.notes.push(format!("{}: not installed", peer.name)),
-            Err(error) => return Err(format!("{}: {error}", peer.name).into()),
+            Ok(said) if said.stdout.starts_with(version.as_bytes()) => {
+                results.note(String::from_utf8_lossy(&said.stdout).lines().next().unwrap_or_default());
+                contenders.push(peer);
+            }
+            Ok(_) => results.note(format!("{}: what is installed is not {version}", peer.name)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => results.note(format!("{}: not installed", peer.name)),
+            Err(error) => results.note(format!("{}: {error}", peer.name)),
         }
     }
     Ok(contenders)
@@ -121,20 +138,31 @@ struct Cost {
 }
 
 impl Contender {
+    /// Whether it is one that must not fail.
+    fn is_ours(&self) -> bool {
+        self.name.starts_with("iron-exec")
+    }
+
     /// Runs so many commands. That ends by itself: they are in a file, and do nothing.
     fn run(&self, at_a_time: usize, commands: usize, directory: &Path) -> Result<Cost> {
-        let input = directory.join("commands");
+        let [input, complaints] = ["commands", "stderr"].map(|name| directory.join(name));
         fs::write(&input, "true\n".repeat(commands))?;
         let at_a_time = at_a_time.to_string();
         let mut command = Command::new(&self.program);
         command.args(self.args.iter().map(|arg| if *arg == "{}" { at_a_time.as_str() } else { arg }));
         // A small environment that is the same everywhere; parallel takes its shell from there.
         command.env_clear().env("PATH", "/bin:/usr/bin").env("SHELL", "/bin/sh").env("HOME", directory);
-        command.current_dir(directory).stdin(File::open(&input)?).stdout(Stdio::null()).stderr(Stdio::null());
+        command.current_dir(directory).stdin(File::open(&input)?).stdout(Stdio::null()).stderr(File::create(&complaints)?);
         let (began, used) = (Instant::now(), cpu_time_of_children()?);
         let status = command.status()?;
         let cost = Cost { wall: began.elapsed(), cpu: cpu_time_of_children()?.saturating_sub(used) };
-        if status.success() { Ok(cost) } else { Err(format!("not every command was successful: {status}").into()) }
+        if status.success() {
+            return Ok(cost);
+        }
+        let complaints = fs::read(&complaints)?;
+        let complaints = String::from_utf8_lossy(&complaints);
+        let complaints: Vec<&str> = complaints.lines().take(COMPLAINTS_MAX).collect();
+        Err(format!("not every command was successful: {status}: {}", complaints.join("; ")).into())
     }
 }
 
