@@ -11,12 +11,14 @@
 //! What is measured, and from when to when: `exit.rs`, `line.rs`, `tree.rs`.
 
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::Duration;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use iron_exec_benches::results::percentile;
 use iron_exec_benches::{Pace, Relation, Result, Results, Table, turns};
+use nix::sys::signal::Signal;
 
 mod exit;
 mod line;
@@ -26,6 +28,9 @@ mod tree;
 const TURN_TIME_MAX: Duration = Duration::from_mins(2);
 /// What a moment is enough for, and has not happened after this, does not happen any more.
 const TIME_MAX: Duration = Duration::from_secs(10);
+
+/// What is left behind is taken away also when somebody interrupts.
+static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 /// Takes so many samples.
 type Take = dyn Fn(usize) -> Result<Vec<Duration>> + Send + Sync;
@@ -57,10 +62,17 @@ impl Way {
         let take = Arc::clone(self.take.as_ref()?);
         let (sender, taken) = mpsc::channel();
         let thread = std::thread::spawn(move || sender.send(take(samples)));
-        let taken = match taken.recv_timeout(TURN_TIME_MAX) {
-            Err(RecvTimeoutError::Timeout) => return Some(Err(format!("{samples} samples are not there after {TURN_TIME_MAX:?}").into())),
-            Err(RecvTimeoutError::Disconnected) => Err("it has panicked".into()),
-            Ok(taken) => taken,
+        let began = Instant::now();
+        let taken = loop {
+            match taken.recv_timeout(Duration::from_millis(100)) {
+                Ok(taken) => break taken,
+                Err(RecvTimeoutError::Disconnected) => break Err("it has panicked".into()),
+                Err(RecvTimeoutError::Timeout) if INTERRUPTED.load(Ordering::Relaxed) => return Some(Err("interrupted".into())),
+                Err(RecvTimeoutError::Timeout) if began.elapsed() > TURN_TIME_MAX => {
+                    return Some(Err(format!("{samples} samples are not there after {TURN_TIME_MAX:?}").into()));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
         };
         // It is at its end.
         let _ = thread.join();
@@ -87,6 +99,9 @@ fn main() -> ExitCode {
 }
 
 fn bench(args: &[&str]) -> Result<()> {
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        signal_hook::flag::register(signal as i32, Arc::clone(&INTERRUPTED))?;
+    }
     let pace = Pace::from_args();
     let parts: Vec<&str> = args.iter().copied().filter(|arg| !arg.starts_with('-')).collect();
     let asked = |part| parts.is_empty() || parts.contains(&part);
@@ -120,12 +135,13 @@ fn take_turns(results: &mut Results, id: &str, title: &str, mut ways: Vec<Way>, 
                         table.add(way.name, column, percentile(&times, percent).ok_or("nothing was sampled")?);
                     }
                 }
+                Some(Err(error)) if INTERRUPTED.load(Ordering::Relaxed) => return Err(error),
                 Some(Err(error)) => {
                     let what = format!("{id}, {}: {error}", way.name);
                     if way.is_ours() {
-                        results.fail(what)
+                        results.fail(what);
                     } else {
-                        results.note(what)
+                        results.note(what);
                     }
                     way.take = None;
                 }
