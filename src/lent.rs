@@ -6,17 +6,19 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::task::Waker;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use memchr::memchr_iter;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
 use crate::kernel::cgroup::CgroupTree;
 use crate::kernel::log_dir::LogDir;
 use crate::kernel::spawner::Spawner;
+use crate::kernel::stdio::{ReadOutcome, read_output};
 use crate::kernel::watcher::Watcher;
 use crate::logic::cri::{self, Stamp};
 use crate::logic::deadlines::DeadlineQueue;
 use crate::logic::lifecycle::Timer;
-use crate::logic::lines::{Ending, Piece};
+use crate::logic::lines::{Ending, LineSplitter, Piece};
 use crate::logic::token::{Key, Source, Target};
 use crate::model::output::{OutputStream, Timestamp};
 use crate::model::settings::Settings;
@@ -52,8 +54,8 @@ pub(crate) struct Lent<'a> {
     pub(crate) spawner: &'a mut Spawner,
     pub(crate) cgroups: &'a mut Option<CgroupTree>,
     pub(crate) log_dir: &'a mut LogDir,
-    /// What every job reads into.
-    pub(crate) read_buffer: &'a mut [u8],
+    /// What every job reads into whose log has CRI records.
+    pub(crate) read_buffer: &'a mut Vec<u8>,
     pub(crate) records: &'a mut Records,
     pub(crate) queues: &'a mut Queues,
     pub(crate) settings: &'a Settings,
@@ -99,6 +101,40 @@ impl Records {
     pub(crate) fn push_piece(&mut self, time: Timestamp, stream: OutputStream, piece: Piece<'_>) {
         self.content_bytes += piece.bytes.len() as u64 + u64::from(piece.ending == Ending::Newline);
         cri::encode(&mut self.bytes, self.stamp.at(time), stream, piece);
+    }
+
+    /// Adds the lines that end with `chunk`, and counts them.
+    pub(crate) fn push_lines(&mut self, time: Timestamp, stream: OutputStream, chunk: &[u8], splitter: &mut LineSplitter) -> u64 {
+        let mut lines = 0;
+        splitter.push(chunk, |piece| {
+            lines += u64::from(piece.ending == Ending::Newline);
+            self.push_piece(time, stream, piece);
+        });
+        lines
+    }
+
+    /// Reads bytes of a raw log, at most `bytes_max`, of which those of an unfinished line are left to the `splitter`, if there is one. Counts the lines that end in them, too.
+    pub(crate) fn read_raw(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        bytes_max: usize,
+        splitter: Option<&mut LineSplitter>,
+    ) -> (io::Result<ReadOutcome>, u64) {
+        let start = self.bytes.len();
+        if let Some(splitter) = &splitter {
+            self.bytes.extend_from_slice(splitter.held_line());
+        }
+        let behind = self.bytes.len();
+        let outcome = read_output(fd, &mut self.bytes, bytes_max);
+        let chunk = self.bytes.get(behind..).unwrap_or_default();
+        let lines = memchr_iter(b'\n', chunk).count() as u64;
+        let kept = match splitter {
+            Some(splitter) => splitter.push_bulk_in_place(chunk),
+            None => chunk.len(),
+        };
+        self.bytes.truncate(start + kept);
+        self.content_bytes += kept as u64;
+        (outcome, lines)
     }
 
     /// Adds bytes of a raw log.

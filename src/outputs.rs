@@ -12,7 +12,7 @@ use crate::kernel::watcher::Watcher;
 use crate::lent::{Alarm, Lent, OutputIndex, Queues};
 use crate::log::{Log, LogNews, Room};
 use crate::logic::deadlines::Deadline;
-use crate::logic::lines::{Ending, LineSplitter};
+use crate::logic::lines::LineSplitter;
 use crate::logic::pace::Pace;
 use crate::logic::token::{Key, Source};
 use crate::model::error::StreamError;
@@ -23,6 +23,9 @@ use crate::model::status::OutputCount;
 /// Bytes that are read of a pipe at most when its output is given up: what one may hold (/proc/sys/fs/pipe-max-size, unless a job is root), and more than one
 /// holds that its job has left alone.
 const CLOSING_BYTES: usize = 1 << 20;
+
+/// Bytes that are read of an output at a time, at most.
+const READ_BYTES_MAX: usize = 256 << 10;
 
 /// How soon, at least, an unfinished line is looked at again that waits for its log.
 const HELD_FLUSH_AFTER: Duration = Duration::from_millis(100);
@@ -377,17 +380,35 @@ impl Outputs {
             return total;
         }
         while let Some(output) = self.pipes[index].as_mut().filter(|output| output.readable && self.budget_left > 0) {
-            match read_output(output.fd.as_fd(), lent.read_buffer) {
-                Ok(ReadOutcome::Bytes(count)) => {
+            let bytes_max = READ_BYTES_MAX.min(lent.settings.read_budget_bytes);
+            let held_before = output.splitter.held();
+            let (outcome, lines) = match &mut self.log {
+                Some(log) if log.format() == LogFormat::Raw => {
+                    // One pipe: nothing to keep apart.
+                    let splitter = (!log.is_merged()).then_some(&mut output.splitter);
+                    lent.records.read_raw(output.fd.as_fd(), bytes_max, splitter)
+                }
+                log => {
+                    lent.read_buffer.clear();
+                    let outcome = read_output(output.fd.as_fd(), lent.read_buffer, bytes_max);
+                    let lines = log
+                        .as_mut()
+                        .filter(|_| !lent.read_buffer.is_empty())
+                        .map_or(0, |log| lent.records.push_lines(log.now(), stream_of(index), lent.read_buffer, &mut output.splitter));
+                    (outcome, lines)
+                }
+            };
+            match outcome {
+                Ok(ReadOutcome::Bytes { count, filled }) => {
                     // A pipe gives what it has: less than asked for means empty, unless its end is still to be read.
-                    output.readable = count == lent.read_buffer.len() || output.hung_up;
+                    output.readable = filled || output.hung_up;
                     if count >= PIPE_BYTES && !std::mem::replace(&mut output.enlarged, true) {
                         enlarge_pipe(output.fd.as_fd());
                     }
                     output.pace.note_read(count, lent.now);
                     total += count;
                     self.budget_left = self.budget_left.saturating_sub(count);
-                    self.take_bytes(index, count, lent);
+                    self.count_bytes(index, count, lines, held_before, lent);
                 }
                 Ok(ReadOutcome::WouldBlock) => output.readable = false,
                 // A pipe cannot fail to be read; whatever it is, nothing more will come of it.
@@ -397,39 +418,16 @@ impl Outputs {
         total
     }
 
-    /// Turns the first `count` bytes of the read buffer into records.
-    fn take_bytes(&mut self, index: usize, count: usize, lent: &mut Lent<'_>) {
-        let (Some(output), Some(log)) = (self.pipes[index].as_mut(), self.log.as_mut()) else { return };
-        let Some(chunk) = lent.read_buffer.get(..count) else { return };
-        let stream = stream_of(index);
-        match stream {
-            OutputStream::Stdout => self.count.stdout_bytes += count as u64,
-            OutputStream::Stderr => self.count.stderr_bytes += count as u64,
-        }
-        let held_before = output.splitter.held();
-        let records = &mut *lent.records;
-        let mut lines = 0;
-        match log.format() {
-            LogFormat::Cri => {
-                let time = log.now();
-                output.splitter.push(chunk, |piece| {
-                    lines += u64::from(piece.ending == Ending::Newline);
-                    records.push_piece(time, stream, piece);
-                });
-            }
-            LogFormat::Raw => {
-                lines = memchr::memchr_iter(b'\n', chunk).count() as u64;
-                if log.is_merged() {
-                    // One pipe: nothing to keep apart.
-                    records.push_raw(chunk);
-                } else {
-                    output.splitter.push_bulk(chunk, |bytes| records.push_raw(bytes));
-                }
-            }
+    /// Counts what was read of an output, and sees to the time of its unfinished line, of which `held_before` bytes were there before.
+    fn count_bytes(&mut self, index: usize, bytes: usize, lines: u64, held_before: usize, lent: &mut Lent<'_>) {
+        match stream_of(index) {
+            OutputStream::Stdout => self.count.stdout_bytes += bytes as u64,
+            OutputStream::Stderr => self.count.stderr_bytes += bytes as u64,
         }
         self.count.lines += lines;
         // The flush time runs from when the unfinished line began; a line that went on keeps its deadline.
-        if output.splitter.held() == 0 {
+        let held = self.pipes[index].as_ref().map_or(0, |output| output.splitter.held());
+        if held == 0 {
             self.flush[index].disarm();
         } else if held_before == 0 || lines > 0 {
             let due = lent.now + lent.settings.line_flush_time;

@@ -25,9 +25,6 @@ use crate::table::Table;
 /// Readiness events handled in one turn before the caller gets a word in, in units of the poll's capacity.
 const BATCHES_PER_TURN: usize = 4;
 
-/// Bytes of the buffer that every job reads into.
-const READ_BUFFER_BYTES: usize = 256 << 10;
-
 /// Logs that have ended and still stand in the list of open ones, above as many as are open, before that is cleared of them.
 const ENDED_LOGS_LISTED_MAX: usize = 64;
 
@@ -55,7 +52,7 @@ pub(crate) struct Reactor {
     pub(crate) errand_at: Option<Instant>,
     pub(crate) watcher: Watcher,
     pub(crate) spawner: Spawner,
-    read_buffer: Box<[u8]>,
+    read_buffer: Vec<u8>,
     records: Records,
     pub(crate) queues: Queues,
     /// Whether there may be more notices than were read.
@@ -92,7 +89,7 @@ impl Reactor {
             errand_at: None,
             watcher,
             spawner,
-            read_buffer: vec![0; READ_BUFFER_BYTES.min(settings.read_budget_bytes)].into(),
+            read_buffer: Vec::new(),
             records: Records::default(),
             queues: Queues::default(),
             has_notices: false,

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use iron_exec_sys::message;
+use iron_exec_sys::{message, read};
 use rustix::fs::{Gid, MemfdFlags, Mode, OFlags, SeekFrom, Uid};
 use rustix::io::Errno;
 use rustix::net::Shutdown;
@@ -216,21 +216,21 @@ fn memory_file(bytes: &[u8]) -> io::Result<OwnedFd> {
 /// What one read of an output gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReadOutcome {
-    /// So many bytes.
-    Bytes(usize),
+    /// So many bytes; `filled`, that they are all that was asked for.
+    Bytes { count: usize, filled: bool },
     /// Nothing now; more may come.
     WouldBlock,
     /// The end: nobody holds the write end any more.
     End,
 }
 
-/// Reads from an output pipe.
-pub(crate) fn read_output(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<ReadOutcome> {
-    match rustix::io::retry_on_intr(|| rustix::io::read(fd, &mut *buffer)) {
+/// Reads from an output pipe, at most `bytes_max` bytes, which stand behind the end of `bytes` then.
+pub(crate) fn read_output(fd: BorrowedFd<'_>, bytes: &mut Vec<u8>, bytes_max: usize) -> io::Result<ReadOutcome> {
+    match read::read_behind(fd, bytes, bytes_max) {
         Ok(0) => Ok(ReadOutcome::End),
-        Ok(count) => Ok(ReadOutcome::Bytes(count)),
-        Err(Errno::AGAIN) => Ok(ReadOutcome::WouldBlock),
-        Err(errno) => Err(errno.into()),
+        Ok(count) => Ok(ReadOutcome::Bytes { count, filled: count == bytes_max }),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(ReadOutcome::WouldBlock),
+        Err(error) => Err(error),
     }
 }
 

@@ -102,13 +102,11 @@ impl LineSplitter {
     /// follows that is held, like in [`push`](Self::push); but a line that is longer than `line_bytes_max` is passed on as it comes, so
     /// only then does a slice not end with a line feed.
     pub fn push_bulk(&mut self, chunk: &[u8], mut emit: impl FnMut(&[u8])) {
-        let lines = memrchr(b'\n', chunk).map_or(0, |last| last + 1);
-        let unfinished = chunk.len() - lines;
-        if lines == 0 && unfinished <= self.line_bytes_max - self.held.len() {
+        let run = self.run_of_bulk(chunk);
+        if run == 0 {
             self.hold_more(chunk);
             return;
         }
-        let run = if lines > 0 && unfinished <= self.line_bytes_max { lines } else { chunk.len() };
         let mut rest = &chunk[..run];
         if !self.held.is_empty() {
             if let Some(end) = memchr(b'\n', rest)
@@ -125,6 +123,25 @@ impl LineSplitter {
         self.hold_instead(&chunk[run..]);
     }
 
+    /// As [`push_bulk`](Self::push_bulk), for a caller that has put a copy of the [held line](Self::held_line) in front of the chunk already: returns how many
+    /// bytes of the two together go out now. The rest, which is all or comes last, is held.
+    pub(crate) fn push_bulk_in_place(&mut self, chunk: &[u8]) -> usize {
+        let (held, run) = (self.held.len(), self.run_of_bulk(chunk));
+        if run == 0 {
+            self.hold_more(chunk);
+            return 0;
+        }
+        self.hold_instead(&chunk[run..]);
+        held + run
+    }
+
+    /// How many bytes of the next chunk are not to be held; with them goes what is held.
+    fn run_of_bulk(&self, chunk: &[u8]) -> usize {
+        let lines = memrchr(b'\n', chunk).map_or(0, |last| last + 1);
+        let room = self.line_bytes_max - if lines == 0 { self.held.len() } else { 0 };
+        if chunk.len() - lines <= room { lines } else { chunk.len() }
+    }
+
     /// Emits the unfinished line, if there is one, as [`Ending::Partial`] and gives its memory back: at the end of the stream, or when a
     /// prompt should not wait for its line feed any longer.
     pub fn flush(&mut self, mut emit: impl FnMut(Piece<'_>)) {
@@ -132,6 +149,11 @@ impl LineSplitter {
             emit(Piece { bytes: &self.held, ending: Ending::Partial });
             self.held = Vec::new();
         }
+    }
+
+    /// The unfinished line that is held.
+    pub(crate) fn held_line(&self) -> &[u8] {
+        &self.held
     }
 
     /// How many bytes of an unfinished line are held: 0 to `line_bytes_max`.
@@ -407,7 +429,11 @@ mod tests {
                     }
                     Operation::PushBulk(chunk) => {
                         input.extend_from_slice(&chunk);
+                        let (mut in_place, mut bytes) = (splitter.clone(), [splitter.held_line(), &chunk].concat());
+                        bytes.truncate(in_place.push_bulk_in_place(&chunk));
                         let slices = push_bulk(&mut splitter, &chunk);
+                        prop_assert_eq!((bytes, in_place.held_line()), (slices.concat(), splitter.held_line()));
+                        prop_assert!(in_place.held() > 0 || in_place.held.capacity() == 0);
                         prop_assert!(slices.len() <= 2 && slices.iter().all(|slice| !slice.is_empty()));
                         prop_assert_eq!(slices.concat(), model.push_bulk(line_bytes_max, &chunk));
                         slices.into_iter().map(|slice| (slice, Ending::Partial)).collect()
