@@ -49,7 +49,7 @@ pub(crate) fn measure(results: &mut Results) -> Result<()> {
         way("tokio, threads", tokio_process_threads),
         way("async-process", async_process),
     ];
-    let pace = results.pace.of((1, 3), (5, 40), (9, 200));
+    let pace = results.pace.of((1, 3), (5, 40), (27, 100));
     crate::take_turns(results, "latency-exit", "From the kill of a process to the word of its end; floor: a pidfd in epoll", ways, pace)?;
     crate::goal(results, "exit to event: p50, times the floor's", 1.15, ("latency-exit", "iron-exec"));
     Ok(())

@@ -75,7 +75,7 @@ pub(crate) fn measure(results: &mut Results) -> Result<()> {
             ways.push(Way::missing("iron-exec logs -f"));
         }
     }
-    let pace = results.pace.of((1, 3), (3, 50), (7, 200));
+    let pace = results.pace.of((1, 3), (5, 50), (27, 100));
     crate::take_turns(results, "latency-line", "From a job's line to its follower; floor: inotify and read(2)", ways, pace)?;
     crate::goal(
         results,
