@@ -54,7 +54,7 @@ pub(crate) struct Lent<'a> {
     pub(crate) spawner: &'a mut Spawner,
     pub(crate) cgroups: &'a mut Option<CgroupTree>,
     pub(crate) log_dir: &'a mut LogDir,
-    /// What every job reads into whose log has CRI records.
+    /// What output is read into that is not written as it comes.
     pub(crate) read_buffer: &'a mut Vec<u8>,
     pub(crate) records: &'a mut Records,
     pub(crate) queues: &'a mut Queues,
@@ -113,7 +113,14 @@ impl Records {
         lines
     }
 
-    /// Reads bytes of a raw log, at most `bytes_max`, of which those of an unfinished line are left to the `splitter`, if there is one. Counts the lines that end in them, too.
+    /// Adds the lines of a raw log that end with `chunk`, and counts them.
+    pub(crate) fn push_bulk(&mut self, chunk: &[u8], splitter: &mut LineSplitter) -> u64 {
+        splitter.push_bulk(chunk, |bytes| self.push_raw(bytes));
+        memchr_iter(b'\n', chunk).count() as u64
+    }
+
+    /// Reads at most `bytes_max` bytes of a raw log, and counts the lines that end in them. An unfinished line is left to the `splitter`, if there is one: it is
+    /// copied, so it should be short.
     pub(crate) fn read_raw(
         &mut self,
         fd: BorrowedFd<'_>,
@@ -201,4 +208,35 @@ pub(crate) fn unix_millis() -> u64 {
 /// The wall clock; before 1970 it says 1970.
 pub(crate) fn unix_nanos() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use rustix::pipe::{PipeFlags, pipe_with};
+
+    use super::*;
+
+    #[test]
+    fn raw_output_is_read_behind_the_unfinished_line_and_goes_back_to_it_where_it_ends_no_line() {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
+        let (mut records, mut splitter) = (Records::default(), LineSplitter::new(80));
+        let mut feed = |text: &str, splitter: &mut LineSplitter| {
+            rustix::io::write(&write, text.as_bytes()).unwrap();
+            let (outcome, lines) = records.read_raw(read.as_fd(), 100, Some(splitter));
+            let (bytes, content_bytes) = records.take();
+            assert_eq!(bytes.len() as u64, content_bytes);
+            (outcome.unwrap(), lines, String::from_utf8(bytes).unwrap())
+        };
+        let bytes = |count| ReadOutcome::Bytes { count, filled: false };
+        assert_eq!(feed("ab", &mut splitter), (bytes(2), 0, String::new()));
+        assert_eq!(feed("", &mut splitter), (ReadOutcome::WouldBlock, 0, String::new()));
+        assert_eq!(splitter.held_line(), b"ab");
+        assert_eq!(feed("c\nd\ne", &mut splitter), (bytes(5), 2, "abc\nd\n".to_owned()));
+        assert_eq!(splitter.held_line(), b"e");
+        let long = "x".repeat(100);
+        assert_eq!(feed(&long, &mut splitter), (ReadOutcome::Bytes { count: 100, filled: true }, 0, format!("e{long}")));
+        assert_eq!(splitter.held(), 0);
+    }
 }

@@ -27,6 +27,9 @@ const CLOSING_BYTES: usize = 1 << 20;
 /// Bytes that are read of an output at a time, at most.
 const READ_BYTES_MAX: usize = 256 << 10;
 
+/// Bytes of an unfinished line that is put in front of each read of a raw log, at most: a longer one would be copied too often.
+const HELD_IN_FRONT_MAX: usize = 64 << 10;
+
 /// How soon, at least, an unfinished line is looked at again that waits for its log.
 const HELD_FLUSH_AFTER: Duration = Duration::from_millis(100);
 
@@ -383,18 +386,21 @@ impl Outputs {
             let bytes_max = READ_BYTES_MAX.min(lent.settings.read_budget_bytes);
             let held_before = output.splitter.held();
             let (outcome, lines) = match &mut self.log {
-                Some(log) if log.format() == LogFormat::Raw => {
-                    // One pipe: nothing to keep apart.
+                Some(log) if log.format() == LogFormat::Raw && held_before <= HELD_IN_FRONT_MAX => {
+                    // Two pipes have lines to keep apart.
                     let splitter = (!log.is_merged()).then_some(&mut output.splitter);
                     lent.records.read_raw(output.fd.as_fd(), bytes_max, splitter)
                 }
                 log => {
                     lent.read_buffer.clear();
                     let outcome = read_output(output.fd.as_fd(), lent.read_buffer, bytes_max);
-                    let lines = log
-                        .as_mut()
-                        .filter(|_| !lent.read_buffer.is_empty())
-                        .map_or(0, |log| lent.records.push_lines(log.now(), stream_of(index), lent.read_buffer, &mut output.splitter));
+                    let lines = match log {
+                        Some(log) if log.format() == LogFormat::Raw => lent.records.push_bulk(lent.read_buffer, &mut output.splitter),
+                        Some(log) if !lent.read_buffer.is_empty() => {
+                            lent.records.push_lines(log.now(), stream_of(index), lent.read_buffer, &mut output.splitter)
+                        }
+                        _ => 0,
+                    };
                     (outcome, lines)
                 }
             };

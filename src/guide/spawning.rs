@@ -122,8 +122,15 @@
 //!
 //! A start on `detached` does not grow with the host's memory, with the files that it opened after the worker was built, or with the load: nothing is
 //! copied, nobody is waited for. Files that were open *before* lie below the slots' sockets, and each child copies the table up to there (some 100 µs for a
-//! thousand): its own time, not the host's, but time. Build the worker early. `cargo bench -p iron-exec-benches --bench spawn` shows all of this, beside
-//! posix_spawn(3), `std` and tokio.
+//! thousand): its own time, not the host's, but time. Build the worker early.
+//!
+//! A start that is *confirmed*, as it is by default, waits until the program is executed, and so for the child's turn on a CPU, as posix_spawn(3) does. On a
+//! busy host that is milliseconds: the child begins a session, and where the kernel shares its CPUs out by sessions (`kernel.sched_autogroup_enabled`, see
+//! sched(7); jobs in a cgroup with the `cpu` controller are no part of that) a new one has to wait behind all that want the CPU. Who must not be held up says
+//! [`confirm(false)`](crate::Builder::confirm), waits no longer than a short [`confirm_timeout`](crate::Builder::confirm_timeout), or starts by a
+//! [`Handle`](crate::Handle), whose starts are confirmed without holding up the loop.
+//!
+//! `cargo bench -p iron-exec-benches --bench spawn` shows all of this, beside posix_spawn(3), `std` and tokio.
 //!
 //! # What it cannot do
 //!

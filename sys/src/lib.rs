@@ -5,7 +5,7 @@
 //! - [`wait`]: `waitid(2)` on a pidfd, with the resource usage that only the raw call gives.
 //! - [`pidfd`]: `PIDFD_GET_INFO`, which still knows the exit status when somebody else has reaped the process.
 //! - [`message`]: descriptors sent from one process to another, or to itself.
-//! - [`read`]: `read(2)` behind the end of a vector.
+//! - [`read`]: `read(2)` behind the end of a vector, with a bound (rustix has it without one).
 //! - [`signal`]: any signal by number, real-time ones included.
 //!
 //! Linux only, x86-64 and AArch64. Every mirrored kernel structure has const assertions of its layout beside it.

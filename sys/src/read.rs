@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
 
-/// Reads at most `bytes_max` bytes behind the end of `bytes`, which grows for them if it must, and returns how many came: 0 at the end of the file.
+/// Reads at most `bytes_max` bytes behind the end of `bytes`, which grows for them if it must, and returns how many came: 0 at the end of the file (or if none were asked for).
 ///
 /// # Errors
 ///
