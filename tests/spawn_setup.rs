@@ -317,17 +317,6 @@ fn stdin_is_a_file_or_memory_whatever_else_there_is() {
     });
 }
 
-#[test]
-fn jobs_that_waited_for_a_spawn_slot_read_from_the_null_device_as_the_others_do() {
-    let host = Host::new();
-    let mut worker = host.builder().confirm(false).spawn_slots_max(1).build().unwrap();
-    let jobs: Vec<_> = (0..8).map(|_| worker.start(links(&[0])).unwrap()).collect();
-    for job in jobs {
-        let status = finish(&mut worker, job);
-        assert_eq!((status.success(), output_of(&status).as_slice()), (true, &b"/dev/null\n"[..]), "{status:?}");
-    }
-}
-
 // What a job sets for itself.
 
 /// What a process has that a job can set.

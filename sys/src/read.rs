@@ -5,7 +5,8 @@ use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
 
-/// Reads at most `bytes_max` bytes behind the end of `bytes`, which grows for them if it must, and returns how many came: 0 at the end of the file (or if none were asked for).
+/// Reads at most `bytes_max` bytes behind the end of `bytes`, which grows for them if it must. Returns how many came: 0 at the end of the file, or if none
+/// were asked for.
 ///
 /// # Errors
 ///
