@@ -110,8 +110,8 @@ fn storm(rung: Option<Rung>, share: usize) {
             assert_eq!(leaked_slots(), leaked);
             let left = Maps::take();
             assert_eq!(left.guards, maps.guards, "the mapping of a slot is left");
-            // The allocator's own come and go.
-            assert!(left.all <= maps.all + 8, "{} mappings before, {} after", maps.all, left.all);
+            // The allocator's own come and go; a sanitizer's has two more for each size of block that is new to it.
+            assert!(left.all <= maps.all + 24, "{} mappings before, {} after", maps.all, left.all);
             assert!(rounds.load(Ordering::Relaxed) > turns_before, "the bystanders are at work");
             let name = rung.map_or("best rung".to_owned(), |rung| rung.to_string());
             let place = if cgroups { "with cgroups" } else { "without cgroups" };
@@ -630,11 +630,9 @@ fn a_child_that_nothing_can_end_keeps_its_slot_and_its_worker_goes_all_the_same(
         let host = Host::new();
         let Some(dead) = DeadFileSystem::mount() else { return };
         let (maps, leaked) = (Maps::take(), leaked_slots());
-        let program = dead.directory.path().join("program");
+        let [first, program] = ["first", "program"].map(|name| dead.directory.path().join(name));
         // The first one that asks can be killed; the next waits for its turn to ask, and cannot.
-        // (Run once before: one that waits for its own pages would look as if it was held.)
-        assert!(process::Command::new("stat").arg("/").stdout(Stdio::null()).status().unwrap().success());
-        let mut first = process::Command::new("stat").arg(&program).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut first = process::Command::new("stat").arg(&first).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         wait_until("the first is held", || is_held(first.id() as i32));
         let mut worker = host.builder().confirm(false).drain_total_max(Duration::from_millis(200)).build().unwrap();
         let job = worker.start(Command::new(&program)).unwrap();
@@ -659,10 +657,10 @@ fn a_child_that_nothing_can_end_keeps_its_slot_and_its_worker_goes_all_the_same(
     });
 }
 
-/// Whether a task waits for what cannot be interrupted (or only by its end).
+/// Whether a task waits for a file system in user space, without a way to be interrupted (or only by its end). For its own pages it may wait like that, too.
 fn is_held(pid: i32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    stat.rsplit_once(") ").unwrap().1.starts_with('D')
+    let [stat, stack] = ["stat", "stack"].map(|name| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap());
+    stat.rsplit_once(") ").unwrap().1.starts_with('D') && stack.contains(" fuse_lookup")
 }
 
 /// A file system in user space whose server never says a word. A task that asks it for something waits until it is killed.
