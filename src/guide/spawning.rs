@@ -145,3 +145,5 @@
 //!   cgroup that is at its limit, is not protected from what that does. Nor does it look at `cpuset.mems` above, which on a machine of many memory nodes
 //!   can run out of them.
 //! - Where the host's cgroup is, is looked at when the worker is built: move the host first, then build.
+//! - A host that is built with AddressSanitizer needs `--cfg iron_exec_asan` beside `-Zsanitizer=address`, and `detect_stack_use_after_return=0` among its
+//!   `ASAN_OPTIONS`: the sanitizer keeps notes of the frames on every stack, and a child leaves those on its slot without a return. (`.ci/asan` runs the storm of starts so.)
